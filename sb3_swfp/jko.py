@@ -1,0 +1,221 @@
+"""
+The JKO step on a flow cascade: frozen reference, stale particles, adjoint, trust region.
+
+One JKO epoch is a number of gradient steps against one frozen reference. It knows the energy only as a function
+``actions -> Q``, so that the tests can hold it to closed forms without an environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_swfp.flows import FlowCascade
+from sb3_swfp.policies import bound_action, bound_log_det, cascade_log_prob
+from sb3_swfp.transport import (
+    JKOStepSize,
+    jko_objective,
+    transport_cost,
+    triangle_bound,
+    w2_exact,
+    w2_paired,
+    w2_sinkhorn,
+)
+
+#: Particles per state when the trust region is not paired: an optimal plan needs several particles of ONE state
+PLAN_PARTICLES = 16
+#: States and particles for the exact W2 that is logged each epoch
+_EXACT_STATES, _EXACT_PARTICLES = 2, 32
+
+QFunction = Callable[[th.Tensor], th.Tensor]
+
+
+class StaleParticles(NamedTuple):
+    """
+    What one sweep through the frozen cascade yields: each block's input and output, ``[N, B, d]``, the adjoint
+    ``lambda_n`` of the outputs, ``[N, B, d]``, Q values ``[B]`` and log-densities ``[B]`` (zeros without entropy).
+    """
+
+    inputs: th.Tensor
+    outputs: th.Tensor
+    adjoint: th.Tensor
+    q_values: th.Tensor
+    log_prob: th.Tensor
+
+
+class JKOStep:
+    """
+    Loss, reference and trust region of the JKO update.
+
+    :param cascade: The cascade being trained
+    :param reference: The frozen previous iterate, of the same architecture
+    :param step_size: JKO step size or its controller; each block gets ``eta / N`` so that the blocks' movements add up
+        to the step (triangle inequality, see :func:`sb3_swfp.transport.triangle_bound`)
+    :param epoch_length: Gradient steps per JKO epoch. At ``theta = theta_old`` the trust region has no gradient, so one
+        step per epoch would be no trust region at all
+    :param block_training: ``"parallel"`` (all blocks at once on stale inputs) or ``"sequential"`` (strict JKO)
+    :param w2: Trust region: ``"paired"`` (a bound), ``"exact"`` or ``"sinkhorn"``
+    :raises ValueError: for an unknown mode or an epoch of fewer than two steps
+    """
+
+    def __init__(
+        self,
+        cascade: FlowCascade,
+        reference: FlowCascade,
+        step_size: JKOStepSize,
+        epoch_length: int = 50,
+        block_training: str = "parallel",
+        w2: str = "paired",
+    ):
+        if block_training not in ("parallel", "sequential"):
+            raise ValueError(f'block_training must be "parallel" or "sequential", not {block_training!r}')
+        if w2 not in ("paired", "exact", "sinkhorn"):
+            raise ValueError(f'w2 must be "paired", "exact" or "sinkhorn", not {w2!r}')
+        if epoch_length < 2:
+            raise ValueError(f"jko_epoch must be at least 2 gradient steps (the trust region is blind in one), got {epoch_length}")
+        self.cascade, self.reference = cascade, reference
+        self.step_size, self.epoch_length = step_size, epoch_length
+        self.block_training, self.w2 = block_training, w2
+        self.steps_in_epoch = 0
+
+    @property
+    def block_step_size(self) -> float:
+        """Each block's share of the step size."""
+        return self.step_size.value / self.cascade.n_blocks
+
+    def stale_particles(
+        self, features: th.Tensor, q_function: QFunction, ent_coef: float, scale: float = 1.0, noise: th.Tensor | None = None
+    ) -> StaleParticles:
+        """
+        Sweep the frozen cascade and pull the energy's gradient back through it: one vector-Jacobian sweep gives
+        ``lambda_n`` for every block (algorithm notes, section 4, "adjoint").
+
+        :param features: The reference's state features, ``[B, features_dim]``
+        :param q_function: ``Q(s, a)`` of the batch's states, ``[B, d] -> [B]``
+        :param ent_coef: Entropy coefficient ``alpha``
+        :param scale: Typical size of Q, by which the energy is divided
+        :param noise: ``x_0``, ``[B, d]``; drawn when omitted
+        """
+        x_0 = noise if noise is not None else th.randn(len(features), self.cascade.action_dim, device=features.device)
+        with th.enable_grad():
+            sweep = self.reference.integrate(features, x_0.detach().requires_grad_(True), log_det=ent_coef > 0.0)
+            q_values = q_function(bound_action(sweep.particles[-1]))
+            log_prob = cascade_log_prob(sweep) if ent_coef > 0.0 else th.zeros_like(q_values)
+            # x_0 is no variable of the objective: its own log-density drops out of every gradient taken below
+            adjoint = th.autograd.grad((q_values - ent_coef * log_prob).sum() / scale, sweep.particles[1:])
+        particles = th.stack(sweep.particles).detach()
+        return StaleParticles(particles[:-1], particles[1:], th.stack(adjoint), q_values.detach(), log_prob.detach())
+
+    def parallel_loss(self, features: th.Tensor, stale: StaleParticles, ent_coef: float, scale: float = 1.0) -> th.Tensor:
+        """
+        JKO objective of all blocks at once on stale inputs. At ``theta = theta_old`` its gradient is, up to the factor
+        ``eta / N``, the back-propagation-through-time gradient of the energy.
+
+        :param features: The trained actor's state features, ``[B, features_dim]``
+        :param stale: Result of :meth:`stale_particles`
+        :param ent_coef: Entropy coefficient
+        :param scale: Typical size of Q
+        :return: Sum over blocks, scalar
+        """
+        outputs, log_dets = self.cascade.apply_blocks(features, stale.inputs, log_det=ent_coef > 0.0)
+        trust_region = self.trust_region(outputs, stale.outputs)
+        loss = jko_objective(stale.adjoint, outputs, stale.outputs, self.block_step_size, trust_region).sum()
+        if log_dets is not None:
+            loss = loss - self.block_step_size * ent_coef / scale * log_dets.mean(dim=-1).sum()
+        return loss
+
+    def sequential_loss(
+        self, n: int, features: th.Tensor, x: th.Tensor, q_function: QFunction, ent_coef: float, scale: float = 1.0
+    ) -> th.Tensor:
+        """
+        JKO objective of block ``n`` on particles that already passed the updated blocks before it; the energy is read
+        at the end of the frozen tail.
+
+        :param n: Block index, from 0
+        :param features: State features, ``[B, features_dim]``
+        :param x: Input particles of block ``n``, ``[B, d]``
+        :param q_function: ``Q(s, a)`` of the batch's states, ``[B, d] -> [B]``
+        :param ent_coef: Entropy coefficient
+        :param scale: Typical size of Q
+        :return: Scalar
+        """
+        entropy_on = ent_coef > 0.0
+        output, log_det = self.cascade.apply_block(n, features, x, log_det=entropy_on)
+        with th.no_grad():
+            output_old, _ = self.reference.apply_block(n, features, x)
+        end, energy = output, 0.0 if log_det is None else -ent_coef * log_det
+        for m in range(n + 1, self.cascade.n_blocks):
+            end, log_det = self.reference.apply_block(m, features, end, log_det=entropy_on)
+            energy = energy if log_det is None else energy - ent_coef * log_det
+        energy = energy - q_function(bound_action(end))
+        if entropy_on:
+            energy = energy - ent_coef * bound_log_det(end)
+        return self.block_step_size * energy.mean() / scale + 0.5 * self.trust_region(output, output_old)
+
+    def trust_region(self, outputs: th.Tensor, outputs_old: th.Tensor) -> th.Tensor:
+        """
+        Squared W2 between the blocks' new and old outputs, by the chosen method.
+
+        :param outputs: ``[(N,) B, d]``; for an optimal plan, ``PLAN_PARTICLES`` consecutive rows belong to one state
+        :param outputs_old: The reference's, of the same shape
+        :return: ``[(N)]``
+        """
+        if self.w2 == "paired":
+            return w2_paired(outputs, outputs_old)
+        shape = (*outputs.shape[:-2], -1, min(PLAN_PARTICLES, outputs.shape[-2]), outputs.shape[-1])
+        clouds, clouds_old = outputs.reshape(shape), outputs_old.reshape(shape)
+        if self.w2 == "sinkhorn":
+            return w2_sinkhorn(clouds, clouds_old).mean(dim=-1)
+        pairs = zip(clouds.flatten(0, -3), clouds_old.flatten(0, -3), strict=True)
+        return th.stack([w2_exact(x, y) for x, y in pairs]).view(shape[:-2]).mean(dim=-1)
+
+    def count_step(self) -> bool:
+        """Count one gradient step; true when it completes the epoch."""
+        self.steps_in_epoch += 1
+        return self.steps_in_epoch >= self.epoch_length
+
+    @th.no_grad()
+    def finish_epoch(self, features: th.Tensor, features_reference: th.Tensor) -> dict[str, float]:
+        """
+        Measure what the epoch moved, adapt the step size, and make the trained cascade the new reference.
+
+        :param features: The trained actor's state features, ``[B, features_dim]``
+        :param features_reference: The reference's, of the same shape
+        :return: The epoch's metrics (names without the ``train/`` prefix, explained in ``docs/metrics.md``)
+        """
+        noise = th.randn(len(features), self.cascade.action_dim, device=features.device)
+        new = th.stack(self.cascade.integrate(features, noise).particles)
+        old = th.stack(self.reference.integrate(features_reference, noise).particles)
+        at_stale, _ = self.cascade.apply_blocks(features, old[:-1])
+        deltas = w2_paired(at_stale, old[1:]).sqrt()
+        moved = w2_paired(bound_action(new[-1]), bound_action(old[-1])).sqrt().item()
+        # Secant Lipschitz constants over the pairs that occur: with these the bound is a theorem, not a guess
+        distances = (new[:-1] - old[:-1]).norm(dim=-1)
+        lipschitz = ((new[1:] - at_stale).norm(dim=-1) / distances.clamp_min(1e-12)).amax(dim=-1)
+        metrics = {
+            "w2_paired": moved,
+            "w2_exact": self._exact_movement(features, features_reference),
+            "w2_bound": triangle_bound(deltas, lipschitz).item(),
+            "staleness": w2_paired(new[1:-1], old[1:-1]).amax().sqrt().item() if len(new) > 2 else 0.0,
+            "jko_step_size": self.step_size.value,
+        }
+        for n, cost in enumerate(transport_cost(new[:-1], new[1:]).sqrt().tolist(), start=1):
+            metrics[f"transport_cost_block_{n}"] = cost
+        self.step_size.update(moved / self.cascade.action_dim**0.5)
+        self.steps_in_epoch = 0
+        return metrics
+
+    def _exact_movement(self, features: th.Tensor, features_reference: th.Tensor) -> float:
+        """Root mean exact squared W2 between the new and the old policy, over a few states."""
+        total = 0.0
+        n_states = min(_EXACT_STATES, len(features))
+        for i in range(n_states):
+            noise = th.randn(_EXACT_PARTICLES, self.cascade.action_dim, device=features.device)
+            new, old = (
+                bound_action(cascade.integrate(rows[i : i + 1], noise).particles[-1])
+                for cascade, rows in ((self.cascade, features), (self.reference, features_reference))
+            )
+            total += w2_exact(new, old).item()
+        return (total / n_states) ** 0.5

@@ -1,0 +1,389 @@
+"""The policy: flow actors (live, frozen reference, average), the critic ensemble, and how they act together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    get_actor_critic_arch,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+
+from sb3_swfp.critics import SoftQEnsemble
+from sb3_swfp.flows import FlowCascade, Sweep
+
+#: The bound to [-1, 1] is the identity up to here, and a scaled tanh beyond: unlike a plain tanh it leaves the actions
+#: that a flow imitates undistorted, and W2 before the bound means W2 of actions
+LINEAR_RANGE = 0.8
+#: Demonstrated actions are pulled this far inside the bounds: the bound itself has its preimage at infinity
+_MAX_ACTION = 0.99
+_LOG_2_PI = 1.8378770664093453
+
+
+def bound_action(x: th.Tensor) -> th.Tensor:
+    """
+    Map particles to actions in (-1, 1): the identity on ``[-0.8, 0.8]``, a tanh outside; smooth, 1-Lipschitz.
+
+    :param x: Particles, any shape
+    :return: Actions of the same shape
+    """
+    linear = x.clamp(-LINEAR_RANGE, LINEAR_RANGE)
+    tail = 1.0 - LINEAR_RANGE
+    return linear + tail * th.tanh((x - linear) / tail)
+
+
+def unbound_action(action: th.Tensor) -> th.Tensor:
+    """
+    Inverse of :func:`bound_action`, for demonstrated actions; these are first pulled inside ``[-0.99, 0.99]``.
+
+    :param action: Actions in [-1, 1], any shape
+    :return: Particles of the same shape
+    """
+    action = action.clamp(-_MAX_ACTION, _MAX_ACTION)
+    linear = action.clamp(-LINEAR_RANGE, LINEAR_RANGE)
+    tail = 1.0 - LINEAR_RANGE
+    return linear + tail * th.atanh((action - linear) / tail)
+
+
+def bound_log_det(x: th.Tensor) -> th.Tensor:
+    """
+    Log-determinant of :func:`bound_action`.
+
+    :param x: Particles, ``[..., d]``
+    :return: ``sum_i log |d bound(x_i) / d x_i|``, ``[...]``
+    """
+    tail = 1.0 - LINEAR_RANGE
+    excess = ((x.abs() - LINEAR_RANGE) / tail).clamp_min(0.0)
+    # log(1 - tanh(u)^2) in the form that doesn't underflow
+    return (2.0 * (0.6931471805599453 - excess - th.nn.functional.softplus(-2.0 * excess))).sum(dim=-1)
+
+
+def state_noise(features: th.Tensor, n_particles: int, action_dim: int) -> th.Tensor:
+    """
+    Pseudo-random noise that is a function of the state alone: deterministic acting without a frozen set of particles.
+
+    A few noise vectors fixed once and for all span only a few of the flow's actions, the critic then picks the same
+    extreme ones state after state, and the robot can get stuck: on AdroitHandPen a fixed set of 8 succeeded in 42 % of
+    50 episodes where fresh noise did in 76 % (same networks; ``docs/experiments.md``). Here the features' bits are hashed
+    (splitmix64) into a seed per row, so equal states give equal actions, alone or in a batch.
+
+    :param features: State features, ``[B, features_dim]``
+    :param n_particles: Particles ``M`` per state
+    :param action_dim: Dimension ``d`` of the particles
+    :return: Standard normal noise, ``[B * M, d]``
+    """
+    bits = (features.float() + 0.0).view(th.int32).long()  # + 0.0 makes -0.0 and 0.0 one state
+    positions = th.arange(1, bits.shape[1] + 1, device=bits.device) * _ODD_1
+    seeds = _mix((bits * (positions | 1)).sum(dim=1, keepdim=True))
+    n_pairs = (n_particles * action_dim + 1) // 2
+    counters = th.arange(1, 2 * n_pairs + 1, device=bits.device) * _ODD_2
+    # The top 24 bits, as a float in (0, 1)
+    uniform = ((_mix(seeds + counters) >> 40 & 0xFFFFFF).float() + 0.5) / 2**24
+    radius, angle = (-2.0 * uniform[:, :n_pairs].log()).sqrt(), 2.0 * math.pi * uniform[:, n_pairs:]
+    noise = th.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+    return noise[:, : n_particles * action_dim].reshape(-1, action_dim)
+
+
+# splitmix64's constants as signed 64-bit integers (Steele, Lea and Flood, OOPSLA 2014)
+_ODD_1, _ODD_2 = -0x40A7B892E31B1A47, -0x61C8864680B583EB
+
+
+def _mix(z: th.Tensor) -> th.Tensor:
+    """splitmix64's finaliser on int64, whose products wrap and whose right shifts must be masked to be logical."""
+    z = (z ^ (z >> 30 & 0x3FFFFFFFF)) * _ODD_1
+    z = (z ^ (z >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return z ^ (z >> 31 & 0x1FFFFFFFF)
+
+
+class FlowActor(BasePolicy):
+    """
+    A flow cascade on top of SB3's feature extraction.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param features_extractor: Network that turns observations into features
+    :param features_dim: Dimension of the features
+    :param n_blocks: Number of flow blocks ``N``
+    :param block_net_arch: Hidden widths of every block
+    :param euler_steps: Euler steps in each block
+    :param normalize_images: Whether to divide images by 255
+    """
+
+    action_space: spaces.Box
+    features_extractor: BaseFeaturesExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        n_blocks: int = 5,
+        block_net_arch: list[int] | None = None,
+        euler_steps: int = 1,
+        normalize_images: bool = True,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
+        self.features_dim = features_dim
+        self.cascade = FlowCascade(features_dim, get_action_dim(action_space), n_blocks, block_net_arch, euler_steps)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | dict(
+            features_extractor=self.features_extractor,
+            features_dim=self.features_dim,
+            n_blocks=self.cascade.n_blocks,
+            block_net_arch=self.cascade.widths,
+            euler_steps=self.cascade.euler_steps,
+        )
+
+    def features(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        :param observations: Observations, as SB3's replay buffers return them
+        :return: Features, ``[B, features_dim]``
+        """
+        return self.extract_features(observations, self.features_extractor)
+
+    def noise(self, n: int) -> th.Tensor:
+        """
+        :param n: Number of particles
+        :return: ``x_0 ~ N(0, I)``, ``[n, action_dim]``
+        """
+        return th.randn(n, self.cascade.action_dim, device=self.device)
+
+    def forward(self, observations: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self._predict(observations, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        # One particle; how several compete is the policy's business, since that takes a critic
+        features = self.features(observation)
+        return bound_action(self.cascade.integrate(features, self.noise(len(features))).particles[-1])
+
+    def action_log_prob(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Sample an action and its log-density by the change of variables
+        ``log p(a) = log N(x_0) - sum_n log det(I + h J_n) - log det(bound)``.
+
+        :param observations: Observations
+        :return: Actions ``[B, action_dim]`` and log-densities ``[B]`` (estimates above two action dimensions)
+        """
+        features = self.features(observations)
+        x_0 = self.noise(len(features))
+        sweep = self.cascade.integrate(features, x_0, log_det=True)
+        return bound_action(sweep.particles[-1]), cascade_log_prob(sweep)
+
+
+def cascade_log_prob(sweep: Sweep) -> th.Tensor:
+    """
+    Log-density of the bounded actions at a sweep's end, by the change of variables.
+
+    :param sweep: Particles and log-determinants of a cascade
+    :return: ``log N(x_0; 0, I) - sum_n log det(I + h J_n) - log det(bound)``, ``[B]``
+    :raises ValueError: if the sweep has no log-determinants
+    """
+    if sweep.log_dets is None:
+        raise ValueError("This sweep has no log-determinants: integrate with log_det=True")
+    x_0, end = sweep.particles[0], sweep.particles[-1]
+    return -0.5 * (x_0.square() + _LOG_2_PI).sum(dim=-1) - sweep.log_dets.sum(dim=0) - bound_log_det(end)
+
+
+class FlowActorCriticPolicy(BasePolicy):
+    """
+    Stepwise flow policy with a soft-Q critic ensemble.
+
+    It holds three flow actors of one architecture: ``actor`` is trained, ``actor_reference`` is the frozen previous
+    iterate of the JKO step, ``actor_average`` is the moving average that acts. (Raw flow weights jitter: a clone that
+    acts with them loses the last centimetre.)
+
+    Acting draws ``n_candidates`` particles per state. While the critic is not ripe (``critic_is_ripe``), a deterministic
+    action is the medoid of the particles, which is a sample and thus never lies between modes, and exploration takes one
+    particle. Once it is ripe, the critic picks: the best particle when deterministic, by ``exp(Q / alpha)`` when
+    exploring. A deterministic action's noise is a function of the state (:func:`state_noise`).
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule
+    :param net_arch: Hidden widths of the critics, a list or ``dict(qf=[...])``. The flow blocks have ``block_net_arch``
+    :param n_blocks: Number of flow blocks ``N``
+    :param block_net_arch: Hidden widths of every flow block
+    :param euler_steps: Euler steps in each block
+    :param n_critics: Number of critics
+    :param critic_layer_norm: Normalise the critics' hidden layers
+    :param n_candidates: Particles that compete for each action; 1 switches competition off
+    :param features_extractor_class: Features extractor; chosen from the observation space when omitted
+    :param features_extractor_kwargs: Its keyword arguments
+    :param normalize_images: Whether to divide images by 255
+    :param optimizer_class: Optimiser, ``th.optim.Adam`` when omitted
+    :param optimizer_kwargs: Its keyword arguments, without the learning rate
+    :param share_features_extractor: The critics use the actor's features extractor and don't train it
+    :raises ValueError: for impossible sizes
+    """
+
+    action_space: spaces.Box
+    actor: FlowActor
+    actor_reference: FlowActor
+    actor_average: FlowActor
+    critic: SoftQEnsemble
+    critic_target: SoftQEnsemble
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        n_blocks: int = 5,
+        block_net_arch: list[int] | None = None,
+        euler_steps: int = 1,
+        n_critics: int = 2,
+        critic_layer_norm: bool = True,
+        n_candidates: int = 8,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] | None = None,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
+    ):
+        if features_extractor_class is None:
+            features_extractor_class = default_features_extractor(observation_space, normalize_images)
+        if optimizer_class is None:
+            # One fused kernel instead of a dozen per parameter: the same update, a third of the time
+            optimizer_class, optimizer_kwargs = th.optim.Adam, {"fused": True} | (optimizer_kwargs or {})
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+            normalize_images=normalize_images,
+        )
+        if n_candidates < 1:
+            raise ValueError(f"n_candidates must be at least 1, got {n_candidates}")
+        self.net_arch = [256, 256] if net_arch is None else net_arch
+        self.n_candidates = n_candidates
+        self.share_features_extractor = share_features_extractor
+        shared = dict(observation_space=observation_space, action_space=action_space, normalize_images=normalize_images)
+        self.actor_kwargs: dict[str, Any] = shared | dict(
+            n_blocks=n_blocks, block_net_arch=block_net_arch, euler_steps=euler_steps
+        )
+        self.critic_kwargs: dict[str, Any] = shared | dict(
+            net_arch=get_actor_critic_arch(self.net_arch if isinstance(self.net_arch, list) else {"pi": [], **self.net_arch})[1],
+            n_critics=n_critics,
+            layer_norm=critic_layer_norm,
+            share_features_extractor=share_features_extractor,
+        )
+        self._build(lr_schedule)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.actor = self.make_actor()
+        self.actor_reference, self.actor_average = self.make_actor(), self.make_actor()
+        for frozen in (self.actor_reference, self.actor_average):
+            frozen.load_state_dict(self.actor.state_dict())
+            frozen.requires_grad_(False).set_training_mode(False)
+        self.critic = self.make_critic(self.actor.features_extractor if self.share_features_extractor else None)
+        self.critic_target = self.make_critic()
+        self.critic_target.load_state_dict(self.critic.state_dict())
+        self.critic_target.requires_grad_(False).set_training_mode(False)
+        # A shared features extractor is the actor's: two optimisers must not pull it two ways
+        critic_parameters = [
+            parameter
+            for name, parameter in self.critic.named_parameters()
+            if not (self.share_features_extractor and "features_extractor" in name)
+        ]
+        for module, parameters in ((self.actor, list(self.actor.parameters())), (self.critic, critic_parameters)):
+            module.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        # Not parameters, but part of how the policy acts: they must survive save and load
+        self.register_buffer("critic_is_ripe", th.tensor(False))
+        self.register_buffer("temperature", th.tensor(1.0))
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | dict(
+            lr_schedule=self._dummy_schedule,  # not needed to load a policy alone
+            net_arch=self.net_arch,
+            n_blocks=self.actor_kwargs["n_blocks"],
+            block_net_arch=self.actor_kwargs["block_net_arch"],
+            euler_steps=self.actor_kwargs["euler_steps"],
+            n_critics=self.critic_kwargs["n_critics"],
+            critic_layer_norm=self.critic_kwargs["layer_norm"],
+            n_candidates=self.n_candidates,
+            features_extractor_class=self.features_extractor_class,
+            features_extractor_kwargs=self.features_extractor_kwargs,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+            share_features_extractor=self.share_features_extractor,
+        )
+
+    def make_actor(self) -> FlowActor:
+        return FlowActor(**self._update_features_extractor(self.actor_kwargs)).to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> SoftQEnsemble:
+        return SoftQEnsemble(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        features = self.actor_average.features(observation)
+        n = len(features)
+        compete = self.n_candidates > 1 and (deterministic or bool(self.critic_is_ripe))
+        m = self.n_candidates if compete else 1
+        noise = state_noise(features, m, self.actor.cascade.action_dim) if deterministic else self.actor_average.noise(n * m)
+        actions = bound_action(self.actor_average.cascade.integrate(features, noise).particles[-1])
+        if not compete:
+            return actions
+        candidates = actions.view(n, m, -1)
+        if self.critic_is_ripe:
+            q_values = self.critic.q_values(self.critic.features(observation), actions).mean(dim=0).view(n, m)
+            if not deterministic:
+                # The Gumbel-max trick samples from the softmax
+                gumbel = -th.log(-th.log(th.rand_like(q_values).clamp(1e-10, 1.0 - 1e-7)))
+                q_values = q_values / self.temperature + gumbel
+            best = q_values.argmax(dim=1)
+        else:
+            best = th.cdist(candidates, candidates).sum(dim=-1).argmin(dim=1)
+        return candidates[th.arange(n, device=best.device), best]
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        :param mode: True for training, False for evaluation; the frozen networks stay in evaluation mode
+        """
+        self.actor.set_training_mode(mode)
+        self.critic.set_training_mode(mode)
+        self.training = mode
+
+
+def default_features_extractor(
+    observation_space: spaces.Space, normalize_images: bool = True
+) -> type[BaseFeaturesExtractor]:
+    """
+    SB3's usual choice for an observation space: a CNN for images, a combined extractor for dictionaries, else a flatten.
+
+    :param observation_space: Observation space
+    :param normalize_images: Whether images arrive as 0..255 and are divided by 255
+    """
+    if isinstance(observation_space, spaces.Dict):
+        return CombinedExtractor
+    if is_image_space(observation_space, normalized_image=not normalize_images):
+        return NatureCNN
+    return FlattenExtractor
+
+
+#: SB3's aliases. All pick the features extractor from the observation space, as "FlowPolicy" does
+MlpPolicy = CnnPolicy = MultiInputPolicy = FlowActorCriticPolicy
