@@ -34,6 +34,8 @@ SETTINGS: dict[str, Any] = {
         "batch_size": 256,
         "gamma": 0.99,
         "n_steps": 10,
+        "ent_coef": 0.0,  # the clone brings its own spread, and the trust region keeps it
+        "policy_kwargs": {"n_critics": 5},
     },
 }
 

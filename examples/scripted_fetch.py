@@ -73,7 +73,7 @@ class Style:
         """
         side = rng.uniform(-0.05, 0.05, size=2)
         return cls(
-            gain=rng.uniform(5.0, 14.0),
+            gain=rng.uniform(2.0, 14.0),
             approach=np.array([*side, rng.uniform(0.05, 0.13)]),
             grasp=clumsiness * rng.normal(scale=[0.012, 0.006, 0.009]),
             lift_first=rng.choice([0.0, rng.uniform(0.05, 0.2)]),
@@ -151,7 +151,7 @@ def collect_demonstrations(
 
     :param n_episodes: number of episodes
     :param seed: seed of everything: styles, noise, initial states
-    :param clumsiness: 0 never fails, 1 succeeds in about 2 of 3 episodes, 1.5 in about 2 of 5
+    :param clumsiness: scales noise, pauses and misplaced grasps; at 0 only the slowest styles fail
     :param progress_bar: show a bar that counts the episodes
     :return: the demonstrations
     """

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-_POSITIVE = ("batch_size", "target_update_interval", "policy_delay", "n_steps", "buffer_size", "gradient_steps", "patience")
+_POSITIVE = (
+    "batch_size",
+    "target_update_interval",
+    "policy_delay",
+    "n_steps",
+    "buffer_size",
+    "gradient_steps",
+    "patience",
+)
 
 
 def check_arguments(**arguments: Any) -> None:

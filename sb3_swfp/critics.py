@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -12,6 +13,23 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn import functional as F
+
+_LAYER_NORM_EPS = 1e-5
+#: From this many features on, the gradient in the actions alone pays for a product of its own (at 256 rows: 0.36 ms
+#: against 0.43 ms with 11 features, but 1.95 ms against 1.28 ms with 348)
+_SPLIT_DIM = 128
+
+
+class EnsembleLayers(NamedTuple):
+    """
+    Parameters of E stacked networks: ``[E * width, input_dim]`` and ``[E * width]`` of the first layer,
+    ``[E, in, out]`` and ``[E, 1, out]`` of the others.
+    """
+
+    first_weight: th.Tensor
+    first_bias: th.Tensor
+    weights: list[th.Tensor]
+    biases: list[th.Tensor]
 
 
 class EnsembleQNetwork(nn.Module):
@@ -43,26 +61,69 @@ class EnsembleQNetwork(nn.Module):
             nn.init.uniform_(weight, -1.0 / math.sqrt(fan_in), 1.0 / math.sqrt(fan_in))
             nn.init.uniform_(bias, -1.0 / math.sqrt(fan_in), 1.0 / math.sqrt(fan_in))
 
-    def forward(self, inputs: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, features: th.Tensor, actions: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
         """
-        :param inputs: State features and action, ``[B, input_dim]``
+        :param features: State features, ``[B, features_dim]``; or ``[B / M, features_dim]``, each row serving M actions
+        :param actions: Scaled actions, ``[B, action_dim]``
         :param members: Indices of the critics to evaluate, all when omitted
         :return: Q values, ``[E, B]`` (or ``[len(members), B]``)
         """
-        first_weight, first_bias = self.first_weight, self.first_bias
-        weights, biases = list(self.weights), list(self.biases)
-        n_members = self.n_critics
+        layers = self.layers()
         if members is not None and len(members) < self.n_critics:
-            n_members = len(members)
-            first_weight = first_weight.view(self.n_critics, -1, first_weight.shape[1])[members].flatten(0, 1)
-            first_bias = first_bias.view(self.n_critics, -1)[members].flatten()
-            weights, biases = [w[members] for w in weights], [b[members] for b in biases]
-        hidden = F.linear(inputs, first_weight, first_bias).view(len(inputs), n_members, -1).transpose(0, 1)
-        for weight, bias in zip(weights, biases, strict=True):
-            if self.layer_norm:
-                hidden = F.layer_norm(hidden, hidden.shape[-1:])
-            hidden = th.baddbmm(bias, F.relu(hidden), weight)
-        return hidden.squeeze(-1)
+            n = self.n_critics
+            layers = EnsembleLayers(
+                layers.first_weight.view(n, -1, layers.first_weight.shape[1])[members].flatten(0, 1),
+                layers.first_bias.view(n, -1)[members].flatten(),
+                [weight[members] for weight in layers.weights],
+                [bias[members] for bias in layers.biases],
+            )
+        return ensemble_q_values(layers, features, actions, self.layer_norm)
+
+    def layers(self) -> EnsembleLayers:
+        """The parameters of all critics."""
+        return EnsembleLayers(self.first_weight, self.first_bias, list(self.weights), list(self.biases))
+
+
+def ensemble_q_values(
+    layers: EnsembleLayers, features: th.Tensor, actions: th.Tensor, layer_norm: bool = True
+) -> th.Tensor:
+    """
+    The network of :class:`EnsembleQNetwork`.
+
+    :param layers: Its parameters
+    :param features: State features, ``[B, features_dim]``; or ``[B / M, features_dim]``, each row serving M actions
+    :param actions: Scaled actions, ``[B, action_dim]``
+    :param layer_norm: Normalise every hidden layer
+    :return: Q values, ``[E, B]``
+    """
+    hidden = _first_layer(features, actions, layers.first_weight, layers.first_bias)
+    # Critics last until after the normalisation, which would copy a transposed batch; the products take it as it comes
+    hidden = hidden.view(len(actions), len(layers.biases[0]), -1)
+    critics_first = False
+    for weight, bias in zip(layers.weights, layers.biases, strict=True):
+        if layer_norm:
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=_LAYER_NORM_EPS)
+        hidden = F.relu(hidden)
+        hidden = th.baddbmm(bias, hidden if critics_first else hidden.transpose(0, 1), weight)
+        critics_first = True
+    return hidden.squeeze(-1)
+
+
+def _first_layer(features: th.Tensor, actions: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    """``[features, actions] @ weight.T + bias``, whichever way is cheapest."""
+    n, features_dim = features.shape
+    if n != len(actions):
+        # The state's share is the same for all of its actions
+        state = F.linear(features, weight[:, :features_dim], bias)
+        if n == 1:
+            return F.linear(actions, weight[:, features_dim:], state[0])
+        hidden = F.linear(actions, weight[:, features_dim:])
+        return (hidden.view(n, len(actions) // n, -1) + state.unsqueeze(1)).flatten(0, 1)
+    if actions.requires_grad and not features.requires_grad and features_dim >= _SPLIT_DIM:
+        # One product would also take the gradient in the features, and throw it away
+        state = F.linear(features, weight[:, :features_dim], bias)
+        return th.addmm(state, actions, weight[:, features_dim:].t())
+    return F.linear(th.cat([features, actions], dim=1), weight, bias)
 
 
 class SoftQEnsemble(BaseModel):
@@ -105,8 +166,8 @@ class SoftQEnsemble(BaseModel):
             raise ValueError("The critic needs at least one hidden layer: net_arch=[] has none")
         self.n_critics, self.share_features_extractor = n_critics, share_features_extractor
         self.q_networks = EnsembleQNetwork(features_dim + get_action_dim(action_space), n_critics, net_arch, layer_norm)
-        # Q = scale * network. Adam moves an output by about the learning rate a step, so a network that must first climb
-        # to returns in the hundreds stays unripe for thousands of steps, whatever its gradient says
+        # Q = scale * network. Adam moves an output by about the learning rate a step, so a network that must first
+        # climb to returns in the hundreds stays unripe for thousands of steps, whatever its gradient says
         self.register_buffer("scale", th.tensor(1.0))
 
     def features(self, observations: PyTorchObs) -> th.Tensor:
@@ -133,6 +194,4 @@ class SoftQEnsemble(BaseModel):
         :param members: Indices of the critics to evaluate, all when omitted
         :return: Q values, ``[n_critics, B]``
         """
-        if len(features) != len(actions):
-            features = features.repeat_interleave(len(actions) // len(features), dim=0)
-        return self.scale * self.q_networks(th.cat([features, actions], dim=1), members)
+        return self.scale * self.q_networks(features, actions, members)

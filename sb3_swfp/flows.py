@@ -47,7 +47,12 @@ class FlowCascade(nn.Module):
     """
 
     def __init__(
-        self, features_dim: int, action_dim: int, n_blocks: int = 5, net_arch: list[int] | None = None, euler_steps: int = 1
+        self,
+        features_dim: int,
+        action_dim: int,
+        n_blocks: int = 5,
+        net_arch: list[int] | None = None,
+        euler_steps: int = 1,
     ):
         super().__init__()
         widths = [64, 64] if net_arch is None else list(net_arch)
@@ -125,8 +130,8 @@ class FlowCascade(nn.Module):
         for weight, bias in zip(list(self.weights)[1:], self.biases, strict=True):
             hidden = F.elu(hidden)
             if moved is not None:
-                # ELU's derivative is at hand in its value: smooth enough for the log-determinant's own gradient, and half
-                # as many kernels as SiLU's
+                # ELU's derivative is at hand in its value: smooth enough for the log-determinant's own gradient, and
+                # half as many kernels as SiLU's
                 moved = moved * (hidden.clamp_max(0.0) + 1.0)
             if hidden.ndim == 2:
                 hidden = th.addmm(bias[n], hidden, weight[n])
@@ -182,7 +187,9 @@ class FlowCascade(nn.Module):
                 total = log_det if total is None else total + log_det
         return x, total
 
-    def integrate(self, features: th.Tensor, x_0: th.Tensor, log_det: bool = False, probes: th.Tensor | None = None) -> Sweep:
+    def integrate(
+        self, features: th.Tensor, x_0: th.Tensor, log_det: bool = False, probes: th.Tensor | None = None
+    ) -> Sweep:
         """
         One sweep through the cascade, noise to action.
 

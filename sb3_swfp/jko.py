@@ -74,7 +74,9 @@ class JKOStep:
         if w2 not in ("paired", "exact", "sinkhorn"):
             raise ValueError(f'w2 must be "paired", "exact" or "sinkhorn", not {w2!r}')
         if epoch_length < 2:
-            raise ValueError(f"jko_epoch must be at least 2 gradient steps (the trust region is blind in one), got {epoch_length}")
+            raise ValueError(
+                f"jko_epoch must be at least 2 gradient steps (the trust region is blind in one), got {epoch_length}"
+            )
         self.cascade, self.reference = cascade, reference
         self.step_size, self.epoch_length = step_size, epoch_length
         self.block_training, self.w2 = block_training, w2
@@ -86,7 +88,12 @@ class JKOStep:
         return self.step_size.value / self.cascade.n_blocks
 
     def stale_particles(
-        self, features: th.Tensor, q_function: QFunction, ent_coef: float, scale: float = 1.0, noise: th.Tensor | None = None
+        self,
+        features: th.Tensor,
+        q_function: QFunction,
+        ent_coef: float,
+        scale: float = 1.0,
+        noise: th.Tensor | None = None,
     ) -> StaleParticles:
         """
         Sweep the frozen cascade and pull the energy's gradient back through it: one vector-Jacobian sweep gives
@@ -108,7 +115,9 @@ class JKOStep:
         particles = th.stack(sweep.particles).detach()
         return StaleParticles(particles[:-1], particles[1:], th.stack(adjoint), q_values.detach(), log_prob.detach())
 
-    def parallel_loss(self, features: th.Tensor, stale: StaleParticles, ent_coef: float, scale: float = 1.0) -> th.Tensor:
+    def parallel_loss(
+        self, features: th.Tensor, stale: StaleParticles, ent_coef: float, scale: float = 1.0
+    ) -> th.Tensor:
         """
         JKO objective of all blocks at once on stale inputs. At ``theta = theta_old`` its gradient is, up to the factor
         ``eta / N``, the back-propagation-through-time gradient of the energy.

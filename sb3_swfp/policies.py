@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch as th
@@ -14,94 +13,15 @@ from stable_baselines3.common.torch_layers import (
     CombinedExtractor,
     FlattenExtractor,
     NatureCNN,
-    get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
+from sb3_swfp.acting import NumpyActing, act
+from sb3_swfp.bounds import bound_action, bound_log_det
 from sb3_swfp.critics import SoftQEnsemble
 from sb3_swfp.flows import FlowCascade, Sweep
 
-#: The bound to [-1, 1] is the identity up to here, and a scaled tanh beyond: unlike a plain tanh it leaves the actions
-#: that a flow imitates undistorted, and W2 before the bound means W2 of actions
-LINEAR_RANGE = 0.8
-#: Demonstrated actions are pulled this far inside the bounds: the bound itself has its preimage at infinity
-_MAX_ACTION = 0.99
 _LOG_2_PI = 1.8378770664093453
-
-
-def bound_action(x: th.Tensor) -> th.Tensor:
-    """
-    Map particles to actions in (-1, 1): the identity on ``[-0.8, 0.8]``, a tanh outside; smooth, 1-Lipschitz.
-
-    :param x: Particles, any shape
-    :return: Actions of the same shape
-    """
-    linear = x.clamp(-LINEAR_RANGE, LINEAR_RANGE)
-    tail = 1.0 - LINEAR_RANGE
-    return linear + tail * th.tanh((x - linear) / tail)
-
-
-def unbound_action(action: th.Tensor) -> th.Tensor:
-    """
-    Inverse of :func:`bound_action`, for demonstrated actions; these are first pulled inside ``[-0.99, 0.99]``.
-
-    :param action: Actions in [-1, 1], any shape
-    :return: Particles of the same shape
-    """
-    action = action.clamp(-_MAX_ACTION, _MAX_ACTION)
-    linear = action.clamp(-LINEAR_RANGE, LINEAR_RANGE)
-    tail = 1.0 - LINEAR_RANGE
-    return linear + tail * th.atanh((action - linear) / tail)
-
-
-def bound_log_det(x: th.Tensor) -> th.Tensor:
-    """
-    Log-determinant of :func:`bound_action`.
-
-    :param x: Particles, ``[..., d]``
-    :return: ``sum_i log |d bound(x_i) / d x_i|``, ``[...]``
-    """
-    tail = 1.0 - LINEAR_RANGE
-    excess = ((x.abs() - LINEAR_RANGE) / tail).clamp_min(0.0)
-    # log(1 - tanh(u)^2) in the form that doesn't underflow
-    return (2.0 * (0.6931471805599453 - excess - th.nn.functional.softplus(-2.0 * excess))).sum(dim=-1)
-
-
-def state_noise(features: th.Tensor, n_particles: int, action_dim: int) -> th.Tensor:
-    """
-    Pseudo-random noise that is a function of the state alone: deterministic acting without a frozen set of particles.
-
-    A few noise vectors fixed once and for all span only a few of the flow's actions, the critic then picks the same
-    extreme ones state after state, and the robot can get stuck: on AdroitHandPen a fixed set of 8 succeeded in 42 % of
-    50 episodes where fresh noise did in 76 % (same networks; ``docs/experiments.md``). Here the features' bits are hashed
-    (splitmix64) into a seed per row, so equal states give equal actions, alone or in a batch.
-
-    :param features: State features, ``[B, features_dim]``
-    :param n_particles: Particles ``M`` per state
-    :param action_dim: Dimension ``d`` of the particles
-    :return: Standard normal noise, ``[B * M, d]``
-    """
-    bits = (features.float() + 0.0).view(th.int32).long()  # + 0.0 makes -0.0 and 0.0 one state
-    positions = th.arange(1, bits.shape[1] + 1, device=bits.device) * _ODD_1
-    seeds = _mix((bits * (positions | 1)).sum(dim=1, keepdim=True))
-    n_pairs = (n_particles * action_dim + 1) // 2
-    counters = th.arange(1, 2 * n_pairs + 1, device=bits.device) * _ODD_2
-    # The top 24 bits, as a float in (0, 1)
-    uniform = ((_mix(seeds + counters) >> 40 & 0xFFFFFF).float() + 0.5) / 2**24
-    radius, angle = (-2.0 * uniform[:, :n_pairs].log()).sqrt(), 2.0 * math.pi * uniform[:, n_pairs:]
-    noise = th.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
-    return noise[:, : n_particles * action_dim].reshape(-1, action_dim)
-
-
-# splitmix64's constants as signed 64-bit integers (Steele, Lea and Flood, OOPSLA 2014)
-_ODD_1, _ODD_2 = -0x40A7B892E31B1A47, -0x61C8864680B583EB
-
-
-def _mix(z: th.Tensor) -> th.Tensor:
-    """splitmix64's finaliser on int64, whose products wrap and whose right shifts must be masked to be logical."""
-    z = (z ^ (z >> 30 & 0x3FFFFFFFF)) * _ODD_1
-    z = (z ^ (z >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return z ^ (z >> 31 & 0x1FFFFFFFF)
 
 
 class FlowActor(BasePolicy):
@@ -209,10 +129,10 @@ class FlowActorCriticPolicy(BasePolicy):
     iterate of the JKO step, ``actor_average`` is the moving average that acts. (Raw flow weights jitter: a clone that
     acts with them loses the last centimetre.)
 
-    Acting draws ``n_candidates`` particles per state. While the critic is not ripe (``critic_is_ripe``), a deterministic
-    action is the medoid of the particles, which is a sample and thus never lies between modes, and exploration takes one
-    particle. Once it is ripe, the critic picks: the best particle when deterministic, by ``exp(Q / alpha)`` when
-    exploring. A deterministic action's noise is a function of the state (:func:`state_noise`).
+    Acting draws one particle while the critic is not ripe (``critic_is_ripe``). Once it is, ``n_candidates`` particles
+    compete and the critic picks: the best one when deterministic, by ``exp(Q / alpha)`` when exploring. Either way the
+    action is one of the flow's samples, so it lies on a mode and not between modes. A deterministic action's noise is a
+    function of the state (:func:`sb3_swfp.acting.state_noise`).
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -239,6 +159,8 @@ class FlowActorCriticPolicy(BasePolicy):
     actor_average: FlowActor
     critic: SoftQEnsemble
     critic_target: SoftQEnsemble
+    critic_is_ripe: th.Tensor
+    temperature: th.Tensor
 
     def __init__(
         self,
@@ -283,12 +205,14 @@ class FlowActorCriticPolicy(BasePolicy):
         self.actor_kwargs: dict[str, Any] = shared | dict(
             n_blocks=n_blocks, block_net_arch=block_net_arch, euler_steps=euler_steps
         )
+        critic_arch = self.net_arch if isinstance(self.net_arch, list) else self.net_arch["qf"]
         self.critic_kwargs: dict[str, Any] = shared | dict(
-            net_arch=get_actor_critic_arch(self.net_arch if isinstance(self.net_arch, list) else {"pi": [], **self.net_arch})[1],
+            net_arch=critic_arch,
             n_critics=n_critics,
             layer_norm=critic_layer_norm,
             share_features_extractor=share_features_extractor,
         )
+        self._numpy_acting = NumpyActing()
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -340,40 +264,27 @@ class FlowActorCriticPolicy(BasePolicy):
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        features = self.actor_average.features(observation)
-        n = len(features)
-        compete = self.n_candidates > 1 and (deterministic or bool(self.critic_is_ripe))
-        m = self.n_candidates if compete else 1
-        noise = state_noise(features, m, self.actor.cascade.action_dim) if deterministic else self.actor_average.noise(n * m)
-        actions = bound_action(self.actor_average.cascade.integrate(features, noise).particles[-1])
-        if not compete:
-            return actions
-        candidates = actions.view(n, m, -1)
-        if self.critic_is_ripe:
-            q_values = self.critic.q_values(self.critic.features(observation), actions).mean(dim=0).view(n, m)
-            if not deterministic:
-                # The Gumbel-max trick samples from the softmax
-                gumbel = -th.log(-th.log(th.rand_like(q_values).clamp(1e-10, 1.0 - 1e-7)))
-                q_values = q_values / self.temperature + gumbel
-            best = q_values.argmax(dim=1)
-        else:
-            best = th.cdist(candidates, candidates).sum(dim=-1).argmin(dim=1)
-        return candidates[th.arange(n, device=best.device), best]
+        action = self._numpy_acting.act(self, observation, deterministic)
+        return act(self, observation, deterministic) if action is None else action
 
     def set_training_mode(self, mode: bool) -> None:
         """
         :param mode: True for training, False for evaluation; the frozen networks stay in evaluation mode
         """
-        self.actor.set_training_mode(mode)
-        self.critic.set_training_mode(mode)
-        self.training = mode
+        if mode:
+            self.actor.set_training_mode(True)
+            self.critic.set_training_mode(True)
+            self.training = True
+        elif self.training or self.actor.training or self.critic.training:
+            # Only if need be: the walk through all modules is a tenth of a `predict`, which asks for it each time
+            self.train(False)
 
 
 def default_features_extractor(
     observation_space: spaces.Space, normalize_images: bool = True
 ) -> type[BaseFeaturesExtractor]:
     """
-    SB3's usual choice for an observation space: a CNN for images, a combined extractor for dictionaries, else a flatten.
+    SB3's usual choice: a CNN for images, a combined extractor for dictionaries, a flatten for everything else.
 
     :param observation_space: Observation space
     :param normalize_images: Whether images arrive as 0..255 and are divided by 255

@@ -13,9 +13,10 @@ from stable_baselines3.common.utils import configure_logger, polyak_update
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
 
+from sb3_swfp.bounds import unbound_action
 from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
-from sb3_swfp.policies import FlowActor, unbound_action
+from sb3_swfp.policies import FlowActor
 from sb3_swfp.transport import interpolate
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class BehaviourCloning:
     ):
         self.actor = actor
         self.average = copy.deepcopy(actor).requires_grad_(False)
+        self.average.set_training_mode(False)  # validated as it will act: no dropout, running batch-norm statistics
         self.average_decay = average_decay
         parameters = [parameter for parameter in actor.parameters() if parameter.requires_grad]
         self.optimizer = th.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
@@ -104,6 +106,9 @@ class BehaviourCloning:
         with th.no_grad():
             for mean, value in zip(self.average.parameters(), self.actor.parameters(), strict=True):
                 mean.lerp_(value, 1.0 - decay)
+            # Batch-norm statistics are averages already
+            for copied, buffer in zip(self.average.buffers(), self.actor.buffers(), strict=True):
+                copied.copy_(buffer)
         return loss.detach()
 
     @th.no_grad()
@@ -124,7 +129,6 @@ class BehaviourCloning:
             self.best_loss, self.best_step = loss, self.steps
             self.best_weights = copy.deepcopy(self.average.state_dict())
         return loss
-
 
 
 def clone_demonstrations(
@@ -188,10 +192,13 @@ def _to_tensors(model: SWFP, demonstrations: Demonstrations | None) -> tuple[Obs
     observations = demonstrations.observations()
     if model._vec_normalize_env is not None:
         observations = model._vec_normalize_env.normalize_obs(observations)
-    actions = th.as_tensor(model.policy.scale_action(demonstrations.actions()), dtype=th.float32, device=model.device)
+    # Demonstrations hold flat actions, whatever the shape of the action space
+    actions = demonstrations.actions()
+    scaled = model.policy.scale_action(actions.reshape(-1, *model.action_space.shape)).reshape(actions.shape)
+    targets = th.as_tensor(scaled, dtype=th.float32, device=model.device)
     if isinstance(observations, dict):
-        return {key: th.as_tensor(value, device=model.device) for key, value in observations.items()}, actions
-    return th.as_tensor(observations, device=model.device), actions
+        return {key: th.as_tensor(value, device=model.device) for key, value in observations.items()}, targets
+    return th.as_tensor(observations, device=model.device), targets
 
 
 def _rows(observations: Observations, rows: th.Tensor | slice) -> Observations:

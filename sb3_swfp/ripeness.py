@@ -1,33 +1,46 @@
-"""When may a critic be trusted? A measured sign."""
+"""When may a critic be trusted? Two measured signs: its values have settled, and its picks pay in the environment."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import fmean
+
+#: Drift below which the critic may be tried, and below which the blocks may follow its gradient
+TRY_BELOW, POINT_BELOW = 0.3, 0.15
+#: Episodes of each kind that a verdict needs, and how many of the latest it looks at
+_MIN_EPISODES, _WINDOW = 10, 20
+
+
+def _episodes() -> deque[float]:
+    return deque(maxlen=_WINDOW)
 
 
 @dataclass
 class CriticRipeness:
     """
-    The critic's values, tracked by a fast and a slow moving average.
+    The critic's values, tracked by a fast and a slow moving average, and the returns with and without its picks.
 
     A critic that has just begun climbs: its mean value still drifts by a good part of its own size per thousand
-    updates. Its gradient then points wherever the climb does. It ranks actions before it points the right way, so
-    competition among candidates starts earlier, at a larger drift, than the blocks' own movement. (On AdroitHandPen the
-    drift was 0.28 after 2,500 updates, 0.08 after 5,000 and 0.01 after 20,000: ``docs/experiments.md``.)
+    updates, and its gradient points wherever the climb does. (On AdroitHandPen the drift was 0.28 after 2,500 updates,
+    0.08 after 5,000 and 0.01 after 20,000: ``docs/experiments.md``.) A settled critic can still rank wrongly: on
+    FetchPickAndPlace one with a drift of 0.06 halved a clone's success. So once it has settled it is tried: in every
+    other episode, by lot, it picks among the candidates, and it is ripe to rank once these episodes return as much.
 
     :param updates: Critic updates seen
     :param fast: Mean Q over about 200 updates
     :param slow: Mean Q over about 1,000 updates
     :param magnitude: Mean absolute target over about 200 updates, the size of the Q signal
+    :param with_picks: Returns of the latest episodes in which the critic picked, while it was tried
+    :param without_picks: Returns of the latest episodes in which it did not
     """
 
     updates: int = 0
     fast: float = 0.0
     slow: float = 0.0
     magnitude: float = 0.0
-
-    #: Drift below which the critic may rank candidates, and below which the blocks may follow its gradient
-    RANK_BELOW, POINT_BELOW = 0.3, 0.15
+    with_picks: deque[float] = field(default_factory=_episodes)
+    without_picks: deque[float] = field(default_factory=_episodes)
 
     def update(self, q_mean: float, target_magnitude: float) -> None:
         """
@@ -45,14 +58,35 @@ class CriticRipeness:
         """How far the values moved of late, relative to their size."""
         return abs(self.fast - self.slow) / max(self.magnitude, 1e-6)
 
-    def can_rank(self, warmup: int) -> bool:
+    def settled(self, warmup: int) -> bool:
         """
-        :param warmup: Updates that the critic gets in any case
-        """
-        return self.updates >= warmup and self.drift < self.RANK_BELOW
+        May the critic be tried?
 
-    def can_point(self, warmup: int) -> bool:
+        :param warmup: Updates that it gets in any case
         """
-        :param warmup: Updates that the critic gets before its ranking is used; twice as many before its gradient is
+        return self.updates >= warmup and self.drift < TRY_BELOW
+
+    def may_point(self, warmup: int) -> bool:
         """
-        return self.updates >= 2 * warmup and self.drift < self.POINT_BELOW
+        May the blocks follow the critic's gradient, once it is ripe to rank?
+
+        :param warmup: Updates that the critic gets before it is tried; its gradient waits twice as long
+        """
+        return self.updates >= 2 * warmup and self.drift < POINT_BELOW
+
+    def add_episode(self, episode_return: float, picked: bool) -> None:
+        """
+        :param episode_return: Undiscounted return of an episode played while the critic was tried
+        :param picked: Whether the critic picked among candidates in it
+        """
+        (self.with_picks if picked else self.without_picks).append(episode_return)
+
+    @property
+    def picks_pay(self) -> bool:
+        """
+        Whether the latest episodes with the critic's picks returned at least as much. (Asking for half a standard error
+        more kept a pen-turning critic waiting for more than 15,000 steps.)
+        """
+        if min(len(self.with_picks), len(self.without_picks)) < _MIN_EPISODES:
+            return False
+        return fmean(self.with_picks) >= fmean(self.without_picks)

@@ -21,7 +21,7 @@ import torch as th
 
 def interpolate(x_0: th.Tensor, x_1: th.Tensor, t: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
-    Straight conditional path of flow matching and its velocity (Lipman et al., arXiv 2210.02747, eq. 22 with sigma = 0).
+    Straight conditional path of flow matching and its velocity (Lipman et al., arXiv 2210.02747, section 4.1).
 
     :param x_0: Noise, ``[..., d]``
     :param x_1: Data, ``[..., d]``
@@ -81,7 +81,7 @@ def w2_sinkhorn(x: th.Tensor, y: th.Tensor, regularisation: float = 0.05) -> th.
     """
     Sinkhorn divergence, the DEBIASED entropic approximation of the squared W2 (Genevay et al., arXiv 1706.00292), by
     POT's batched Sinkhorn: ``S(x, y) - (S(x, x) + S(y, y)) / 2``. It tends to the exact squared W2 as
-    ``regularisation`` goes to 0. Neither a bound nor exact; without the debiasing it would not even vanish at ``x = y``.
+    ``regularisation`` goes to 0. Neither a bound nor exact; without the debiasing it would not vanish at ``x = y``.
 
     :param x: Point clouds, ``[..., n, d]``
     :param y: Point clouds, ``[..., n, d]``
@@ -94,7 +94,11 @@ def w2_sinkhorn(x: th.Tensor, y: th.Tensor, regularisation: float = 0.05) -> th.
     first, second = th.stack([x, x, y]), th.stack([y, x, y])
     cost = (first.unsqueeze(-2) - second.unsqueeze(-3)).square().sum(dim=-1).flatten(0, -3)
     regularisation = max(regularisation * cost.detach().mean().item(), 1e-12)
-    plans = _import_pot().solve_batch(cost.detach(), reg=regularisation, method="log_sinkhorn", max_iter=100, grad="detach").plan
+    plans = (
+        _import_pot()
+        .solve_batch(cost.detach(), reg=regularisation, method="log_sinkhorn", max_iter=100, grad="detach")
+        .plan
+    )
     between, within_x, within_y = (plans * cost).sum(dim=(-2, -1)).view(3, *x.shape[:-2])
     return between - 0.5 * (within_x + within_y)
 

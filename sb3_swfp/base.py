@@ -1,0 +1,186 @@
+"""What every algorithm here shares: demonstrations in the replay buffer, a temperature, safe files, checked data."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import warnings
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_swfp.checks import check_spaces, check_transition
+from sb3_swfp.demonstrations import Demonstrations, load_demonstrations
+from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
+from sb3_swfp.files import atomic_path
+
+SelfDemonstrationAlgorithm = TypeVar("SelfDemonstrationAlgorithm", bound="DemonstrationAlgorithm")
+
+
+class DemonstrationAlgorithm(OffPolicyAlgorithm):
+    """
+    SB3's off-policy algorithm, with demonstrations in its replay buffer and an entropy coefficient.
+
+    A subclass sets ``ent_coef`` and ``target_entropy`` (as SB3's SAC has them) before it calls ``_setup_model``.
+    """
+
+    action_space: spaces.Box
+    ent_coef: str | float
+    target_entropy: str | float
+    log_ent_coef: th.Tensor | None = None
+    ent_coef_optimizer: th.optim.Adam | None = None
+    #: Whether a missing demonstration file is an error: a loaded policy must act on a machine that doesn't have it
+    _demonstrations_required = True
+
+    def _setup_model(self) -> None:
+        check_spaces(self.action_space)
+        self.action_dim = int(np.prod(self.action_space.shape))
+        with warnings.catch_warnings():
+            if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, DemonstrationReplayBuffer):
+                if self.replay_buffer is None:
+                    self.replay_buffer = self._make_demonstration_buffer()
+                # SB3 warns that n_steps won't reach a custom buffer; this one has it
+                warnings.filterwarnings("ignore", message="`n_steps=.*is ignored")
+            super()._setup_model()
+        self._setup_ent_coef()
+
+    def _make_demonstration_buffer(self) -> ReplayBuffer:
+        assert self.replay_buffer_class is not None
+        # `env` is for hindsight goals; it must not end up in the saved replay_buffer_kwargs
+        kwargs = {"n_steps": self.n_steps, "gamma": self.gamma, "env": self.env} | self.replay_buffer_kwargs
+        arguments = (self.buffer_size, self.observation_space, self.action_space, self.device, self.n_envs)
+        try:
+            return self.replay_buffer_class(*arguments, self.optimize_memory_usage, **kwargs)
+        except FileNotFoundError as error:
+            if self._demonstrations_required:
+                raise
+            warnings.warn(
+                f"The demonstrations that this model was trained with are not here ({error}). It can act; "
+                "before learn(), call model.replay_buffer.set_demonstrations(...)",
+                stacklevel=2,
+            )
+            for name in ("demonstrations", "n_demonstrations"):
+                kwargs.pop(name, None)
+            return self.replay_buffer_class(*arguments, self.optimize_memory_usage, **kwargs)
+
+    def _setup_ent_coef(self) -> None:
+        if self.target_entropy == "auto":
+            self.target_entropy = -float(self.action_dim)
+        self.target_entropy = float(self.target_entropy)
+        if isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto"):
+            initial = float(self.ent_coef.split("_")[1]) if "_" in self.ent_coef else 1.0
+            if not initial > 0.0:
+                raise ValueError(f"The initial value of ent_coef must be greater than 0, got {self.ent_coef!r}")
+            self.log_ent_coef = th.log(th.ones(1, device=self.device) * initial).requires_grad_(True)
+            self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
+        else:
+            try:
+                self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
+            except ValueError as error:
+                message = f'ent_coef must be a number, "auto" or "auto_<initial value>", not {self.ent_coef!r}'
+                raise ValueError(message) from error
+            if not 0.0 <= self.ent_coef_tensor.item() < float("inf"):
+                raise ValueError(f"ent_coef must not be negative or infinite, got {self.ent_coef}")
+
+    def _current_ent_coef(self) -> float:
+        return self.log_ent_coef.exp().item() if self.log_ent_coef is not None else self.ent_coef_tensor.item()
+
+    def _demonstrations_for_pretraining(self, source: Any) -> Demonstrations:
+        buffer = self.replay_buffer if isinstance(self.replay_buffer, DemonstrationReplayBuffer) else None
+        if source is None:
+            if buffer is None or buffer.demonstrations is None:
+                raise ValueError(
+                    "pretrain() needs demonstrations: pass them, or use replay_buffer_class=DemonstrationReplayBuffer "
+                    'with replay_buffer_kwargs={"demonstrations": ...}'
+                )
+            return buffer.demonstrations
+        data = load_demonstrations(source).for_spaces(self.observation_space, self.action_space)
+        if buffer is not None and buffer.demonstrations is None:
+            buffer.set_demonstrations(data)
+        return data
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        check_transition(new_obs, reward, self.num_timesteps)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if isinstance(self.replay_buffer, DemonstrationReplayBuffer) and (
+            reset_num_timesteps or self._last_obs is None
+        ):
+            # The environment is about to be reset: no return may run on from the episode that was open
+            self.replay_buffer.truncate_last_trajectory()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def learn(
+        self: SelfDemonstrationAlgorithm,
+        total_timesteps: int | float,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "run",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDemonstrationAlgorithm:
+        """
+        :param total_timesteps: Environment steps, also as a float such as 1e6
+        :param callback: SB3 callback(s)
+        :param log_interval: Episodes between two logs
+        :param tb_log_name: Name of the TensorBoard run
+        :param reset_num_timesteps: False to continue the time steps of an earlier call
+        :param progress_bar: Show a progress bar
+        """
+        return super().learn(
+            int(total_timesteps), callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save as SB3 does, but replace an existing file only once the new one is complete.
+
+        :param path: Path (".zip" is added where there is no suffix) or open file
+        :param exclude: Names of attributes to leave out
+        :param include: Names of attributes to keep in spite of the defaults
+        """
+        if not isinstance(path, (str, pathlib.Path)):
+            return super().save(path, exclude, include)
+        path = pathlib.Path(path)
+        with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
+            super().save(temporary, exclude, include)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        :param path: Path to the pickled replay buffer
+        :param truncate_last_traj: Whether the episode that was being recorded ends there
+        """
+        super().load_replay_buffer(path, truncate_last_traj)
+        if isinstance(self.replay_buffer, DemonstrationReplayBuffer):
+            if self.env is not None:
+                self.replay_buffer.set_env(self.env)
+            if truncate_last_traj:
+                self.replay_buffer.truncate_last_trajectory()
