@@ -14,9 +14,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
-from sb3_swfp.checks import check_spaces, check_transition
+from sb3_swfp.checks import check_finite, check_spaces, check_terminal_observations
 from sb3_swfp.demonstrations import Demonstrations, load_demonstrations
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
 from sb3_swfp.files import atomic_path
@@ -58,8 +58,8 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
         arguments = (self.buffer_size, self.observation_space, self.action_space, self.device, self.n_envs)
         try:
             return self.replay_buffer_class(*arguments, self.optimize_memory_usage, **kwargs)
-        except FileNotFoundError as error:
-            if self._demonstrations_required:
+        except (FileNotFoundError, ImportError, ValueError) as error:
+            if self._demonstrations_required or "demonstrations" not in kwargs:
                 raise
             warnings.warn(
                 f"The demonstrations that this model was trained with are not here ({error}). It can act; "
@@ -73,21 +73,25 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
     def _setup_ent_coef(self) -> None:
         if self.target_entropy == "auto":
             self.target_entropy = -float(self.action_dim)
-        self.target_entropy = float(self.target_entropy)
-        if isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto"):
-            initial = float(self.ent_coef.split("_")[1]) if "_" in self.ent_coef else 1.0
-            if not initial > 0.0:
+        try:
+            self.target_entropy = float(self.target_entropy)
+        except ValueError as error:
+            raise ValueError(f'target_entropy must be a number or "auto", not {self.target_entropy!r}') from error
+        learned = isinstance(self.ent_coef, str) and (self.ent_coef == "auto" or self.ent_coef.startswith("auto_"))
+        try:
+            initial = float(str(self.ent_coef).removeprefix("auto").removeprefix("_") or 1.0)
+        except ValueError as error:
+            message = f'ent_coef must be a number, "auto" or "auto_<initial value>", not {self.ent_coef!r}'
+            raise ValueError(message) from error
+        if learned:
+            if not 0.0 < initial < float("inf"):
                 raise ValueError(f"The initial value of ent_coef must be greater than 0, got {self.ent_coef!r}")
             self.log_ent_coef = th.log(th.ones(1, device=self.device) * initial).requires_grad_(True)
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
         else:
-            try:
-                self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
-            except ValueError as error:
-                message = f'ent_coef must be a number, "auto" or "auto_<initial value>", not {self.ent_coef!r}'
-                raise ValueError(message) from error
-            if not 0.0 <= self.ent_coef_tensor.item() < float("inf"):
+            if not 0.0 <= initial < float("inf"):
                 raise ValueError(f"ent_coef must not be negative or infinite, got {self.ent_coef}")
+            self.ent_coef_tensor = th.tensor(initial, device=self.device)
 
     def _current_ent_coef(self) -> float:
         return self.log_ent_coef.exp().item() if self.log_ent_coef is not None else self.ent_coef_tensor.item()
@@ -115,7 +119,12 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        check_transition(new_obs, reward, self.num_timesteps)
+        # Before normalisation: a NaN in one environment would show up in all through the running statistics
+        normalize = self._vec_normalize_env
+        observations = new_obs if normalize is None else normalize.get_original_obs()
+        rewards = reward if normalize is None else normalize.get_original_reward()
+        check_terminal_observations(infos, dones, self.num_timesteps)
+        check_finite(observations, self.num_timesteps, rewards)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _setup_learn(
@@ -131,7 +140,19 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
         ):
             # The environment is about to be reset: no return may run on from the episode that was open
             self.replay_buffer.truncate_last_trajectory()
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        first = self._last_obs if self._vec_normalize_env is None else self._vec_normalize_env.get_original_obs()
+        check_finite(first, self.num_timesteps)  # type: ignore[arg-type]
+        return result
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        :param env: The environment to learn in from now on
+        :param force_reset: Reset it before learning goes on
+        """
+        super().set_env(env, force_reset)
+        if isinstance(self.replay_buffer, DemonstrationReplayBuffer) and self.env is not None:
+            self.replay_buffer.set_env(self.env)
 
     def learn(
         self: SelfDemonstrationAlgorithm,
@@ -172,6 +193,18 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
         path = pathlib.Path(path)
         with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
             super().save(temporary, exclude, include)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save as SB3 does, but replace an existing file only once the new one is complete.
+
+        :param path: Path (".pkl" is added where there is no suffix) or open file
+        """
+        if not isinstance(path, (str, pathlib.Path)):
+            return super().save_replay_buffer(path)
+        path = pathlib.Path(path)
+        with atomic_path(path if path.suffix else path.with_suffix(".pkl")) as temporary:
+            super().save_replay_buffer(temporary)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """

@@ -45,15 +45,36 @@ def check_spaces(action_space: spaces.Space) -> None:
         )
 
 
-def check_transition(observations: np.ndarray | dict[str, np.ndarray], rewards: np.ndarray, step: int) -> None:
+def check_finite(
+    observations: np.ndarray | dict[str, np.ndarray], step: int, rewards: np.ndarray | None = None
+) -> None:
     """
-    :param observations: Next observations, ``[n_envs, ...]``, or a dictionary of such
-    :param rewards: Rewards, ``[n_envs]``
+    :param observations: What the environments returned, unnormalised, ``[n_envs, ...]``, or a dictionary of such
     :param step: Environment steps so far, for the message
+    :param rewards: Rewards, ``[n_envs]``
     :raises ValueError: if a value is NaN or infinite: one such value in a replay buffer ruins every network in silence
     """
-    parts = observations if isinstance(observations, dict) else {"observation": observations}
-    for name, array in {**parts, "reward": rewards}.items():
+    parts = dict(observations) if isinstance(observations, dict) else {"observation": observations}
+    if rewards is not None:
+        parts["reward"] = rewards
+    for name, array in parts.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)).tolist()
             raise ValueError(f"The environment returned NaN or infinity: {name} of environment(s) {bad} at step {step}")
+
+
+def check_terminal_observations(infos: list[dict[str, Any]], dones: np.ndarray, step: int) -> None:
+    """
+    :param infos: Each environment's information, with the observation that an episode ended on
+    :param dones: Which environments' episodes ended
+    :param step: Environment steps so far, for the message
+    :raises ValueError: as :func:`check_finite`
+    """
+    for i in np.flatnonzero(dones):
+        last = infos[i].get("terminal_observation")
+        parts = last if isinstance(last, dict) else {} if last is None else {"observation": last}
+        for name, array in parts.items():
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    f"The environment returned NaN or infinity: {name} of environment(s) [{i}] at step {step}"
+                )

@@ -219,12 +219,14 @@ class JKOStep:
     def _exact_movement(self, features: th.Tensor, features_reference: th.Tensor) -> float:
         """Root mean exact squared W2 between the new and the old policy, over a few states."""
         total = 0.0
-        n_states = min(_EXACT_STATES, len(features))
-        for i in range(n_states):
+        # One row of each of the first states: with an optimal plan, several rows belong to one state
+        apart = 1 if self.w2 == "paired" else PLAN_PARTICLES
+        rows_used = range(0, min(_EXACT_STATES * apart, len(features)), apart)
+        for i in rows_used:
             noise = th.randn(_EXACT_PARTICLES, self.cascade.action_dim, device=features.device)
             new, old = (
                 bound_action(cascade.integrate(rows[i : i + 1], noise).particles[-1])
                 for cascade, rows in ((self.cascade, features), (self.reference, features_reference))
             )
             total += w2_exact(new, old).item()
-        return (total / n_states) ** 0.5
+        return (total / len(rows_used)) ** 0.5

@@ -15,6 +15,8 @@ from stable_baselines3.common.torch_layers import (
     NatureCNN,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import polyak_update
+from torch import nn
 
 from sb3_swfp.acting import NumpyActing, act
 from sb3_swfp.bounds import bound_action, bound_log_det
@@ -278,6 +280,19 @@ class FlowActorCriticPolicy(BasePolicy):
         elif self.training or self.actor.training or self.critic.training:
             # Only if need be: the walk through all modules is a tenth of a `predict`, which asks for it each time
             self.train(False)
+
+
+def track(trained: nn.Module, copied: nn.Module, tau: float) -> None:
+    """
+    Move a copy towards the trained network: parameters by ``tau``, running statistics (batch norm) all the way.
+
+    :param trained: Network being trained
+    :param copied: Its moving average
+    :param tau: Polyak coefficient
+    """
+    polyak_update(trained.parameters(), copied.parameters(), tau)
+    for new, old in zip(trained.buffers(), copied.buffers(), strict=True):
+        old.copy_(new)
 
 
 def default_features_extractor(

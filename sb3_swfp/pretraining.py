@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.utils import configure_logger, polyak_update
+from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
 
 from sb3_swfp.bounds import unbound_action
 from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
-from sb3_swfp.policies import FlowActor
+from sb3_swfp.policies import FlowActor, track
 from sb3_swfp.transport import interpolate
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def pretrain_critic(
     model.policy.set_training_mode(True)
     for _ in tqdm(range(gradient_steps), desc="Training the critics", unit="step", disable=not progress_bar):
         metrics = model.train_critic(data.sample(batch_size, env=model._vec_normalize_env), model._current_ent_coef())
-        polyak_update(model.critic.parameters(), model.critic_target.parameters(), model.tau)
+        track(model.critic, model.critic_target, model.tau)
     for name in ("critic_loss", "q_mean", "critic_drift"):
         model.logger.record(f"pretrain/{name}", float(metrics[name]))
     model.logger.dump(gradient_steps)

@@ -9,7 +9,7 @@ from statistics import fmean
 #: Drift below which the critic may be tried, and below which the blocks may follow its gradient
 TRY_BELOW, POINT_BELOW = 0.3, 0.15
 #: Episodes of each kind that a verdict needs, and how many of the latest it looks at
-_MIN_EPISODES, _WINDOW = 10, 20
+_MIN_EPISODES, _WINDOW = 5, 20
 
 
 def _episodes() -> deque[float]:
@@ -62,7 +62,7 @@ class CriticRipeness:
         """
         May the critic be tried?
 
-        :param warmup: Updates that it gets in any case
+        :param warmup: Updates that it gets in any case; in the first 200 the two averages are one, and no drift shows
         """
         return self.updates >= warmup and self.drift < TRY_BELOW
 

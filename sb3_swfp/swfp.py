@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import (
@@ -17,7 +20,6 @@ from stable_baselines3.common.type_aliases import (
     ReplayBufferSamples,
     Schedule,
 )
-from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
 
 from sb3_swfp.base import DemonstrationAlgorithm
@@ -33,10 +35,12 @@ from sb3_swfp.policies import (
     MultiInputPolicy,
     bound_action,
     cascade_log_prob,
+    track,
 )
 from sb3_swfp.pretraining import PretrainResult, clone_demonstrations, fit_normaliser, pretrain_critic, return_scale
 from sb3_swfp.ripeness import CriticRipeness
 from sb3_swfp.transport import JKOStepSize
+from sb3_swfp.trial import CriticTrial
 
 SelfSWFP = TypeVar("SelfSWFP", bound="SWFP")
 
@@ -188,8 +192,7 @@ class SWFP(DemonstrationAlgorithm):
         self.policy_delay, self.critic_warmup = policy_delay, critic_warmup
         self.is_pretrained = False
         self.ripeness = CriticRipeness()
-        # Environments whose current episode the critic picks in, while it is on trial
-        self._picking: np.ndarray | None = None
+        self._trial = CriticTrial(1)  # as many as there are environments, once learning starts
         self._step_size: JKOStepSize | None = None
         self._metrics: dict[str, Any] = {}
         self._demonstrations_required = _init_setup_model
@@ -304,9 +307,9 @@ class SWFP(DemonstrationAlgorithm):
                 self.policy.critic_is_ripe.fill_(True)
             if self._n_updates % self.policy_delay == 0 and self._actor_may_move():
                 self._metrics |= self._train_actor(batch, ent_coef)
-                polyak_update(self.actor.parameters(), self.actor_average.parameters(), self.tau)
+                track(self.actor, self.actor_average, self.tau)
             if self._n_updates % self.target_update_interval == 0:
-                polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+                track(self.critic, self.critic_target, self.tau)
         self._log_metrics()
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
@@ -321,8 +324,10 @@ class SWFP(DemonstrationAlgorithm):
         if isinstance(self.replay_buffer, DemonstrationReplayBuffer):
             self._metrics["demonstration_share"] = self.replay_buffer.last_demonstration_share
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        # Plain numbers: these are saved with the model, and must load on any device
+        self._metrics = {name: float(value) for name, value in self._metrics.items()}
         for name, value in self._metrics.items():
-            self.logger.record(f"train/{name}", float(value))
+            self.logger.record(f"train/{name}", value)
 
     def _actor_may_move(self) -> bool:
         if not self.is_pretrained:
@@ -443,32 +448,49 @@ class SWFP(DemonstrationAlgorithm):
             return super()._sample_action(learning_starts, action_noise, n_envs)
         # Uniform noise would throw a clone away: its own roll-outs fill the buffer from the first step on
         actions, buffer_actions = super()._sample_action(0, action_noise, n_envs)
-        if self._critic_on_trial() and self._picking is not None and self._picking.any():
-            self.policy.critic_is_ripe.fill_(True)
-            picked, buffer_picked = super()._sample_action(0, action_noise, n_envs)
-            self.policy.critic_is_ripe.fill_(False)
-            actions[self._picking], buffer_actions[self._picking] = picked[self._picking], buffer_picked[self._picking]
+        picking = self._trial.picking
+        if self._critic_on_trial() and len(picking) == n_envs and picking.any():
+            with self._as_if_ripe():
+                picked, buffer_picked = super()._sample_action(0, action_noise, n_envs)
+            actions[picking], buffer_actions[picking] = picked[picking], buffer_picked[picking]
         return actions, buffer_actions
+
+    @contextmanager
+    def _as_if_ripe(self) -> Iterator[None]:
+        self.policy.critic_is_ripe.fill_(True)
+        try:
+            yield
+        finally:
+            self.policy.critic_is_ripe.fill_(False)
 
     def _critic_on_trial(self) -> bool:
         return self.is_pretrained and not self.policy.critic_is_ripe and self.ripeness.settled(self.critic_warmup)
 
-    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        """Beside SB3's statistics: draw the lots for the critic's trial, and end it once its picks pay."""
-        super()._update_info_buffer(infos, dones)
-        if self.policy.critic_is_ripe or not self.is_pretrained or dones is None or not dones.any():
-            return
-        on_trial = self._critic_on_trial()
-        for i in np.flatnonzero(dones):
-            if self._picking is not None and on_trial and "episode" in infos[i]:
-                self.ripeness.add_episode(float(infos[i]["episode"]["r"]), bool(self._picking[i]))
-        if self.ripeness.picks_pay:
-            self.policy.critic_is_ripe.fill_(True)
-            return
-        if self._picking is None or len(self._picking) != len(dones):
-            self._picking = np.zeros(len(dones), dtype=bool)
-        if on_trial:
-            self._picking[dones] = np.random.random(int(dones.sum())) < 0.5
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if self.is_pretrained and not self.policy.critic_is_ripe:
+            on_trial = self._critic_on_trial()
+            rewards = reward if self._vec_normalize_env is None else self._vec_normalize_env.get_original_reward()
+            for episode_return, picked in self._trial.step(rewards, dones, on_trial):
+                if on_trial:
+                    self.ripeness.add_episode(episode_return, picked)
+            # With one candidate there is nothing to pick, hence nothing to try
+            if self.ripeness.picks_pay or (on_trial and self.policy.n_candidates == 1):
+                self.policy.critic_is_ripe.fill_(True)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        result = super()._setup_learn(*args, **kwargs)
+        if len(self._trial.picking) != self.n_envs:
+            self._trial = CriticTrial(self.n_envs)
+        return result
 
     def learn(
         self: SelfSWFP,

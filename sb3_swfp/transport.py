@@ -198,7 +198,7 @@ class JKOStepSize:
                 self.value = float(spec)
         except ValueError as error:
             raise ValueError(message) from error
-        if not (0.0 < (self.target or self.value) < math.inf):
+        if not 0.0 < (self.value if self.target is None else self.target) < math.inf:
             raise ValueError(message)
 
     def update(self, moved: float) -> None:

@@ -377,7 +377,8 @@ def _fit_array(array: np.ndarray, space: spaces.Space, name: str) -> np.ndarray:
     if shape is None:
         raise ValueError(f"{name}: the environment's space {space} is not supported; use Box, Discrete or Dict")
     given = array.shape[1:]
-    if given != shape and len(shape) == 3 and (given[2], given[0], given[1]) == shape and array.dtype == np.uint8:
+    channel_last = len(shape) == len(given) == 3 and (given[2], given[0], given[1]) == shape
+    if given != shape and channel_last and array.dtype == np.uint8:
         # SB3 wraps image environments to be channel first; recordings are made before that wrapper.
         array = np.moveaxis(array, -1, 1)
     elif given != shape:

@@ -1,0 +1,31 @@
+"""The critic's trial: in which episodes it picks among candidates, by lot, and what they return."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class CriticTrial:
+    """
+    Draws a lot for every episode and adds up its rewards, so that environments without a ``Monitor`` are judged too.
+
+    :param n_envs: Number of environments
+    """
+
+    def __init__(self, n_envs: int):
+        self.picking = np.zeros(n_envs, dtype=bool)
+        self._returns = np.zeros(n_envs)
+
+    def step(self, rewards: np.ndarray, dones: np.ndarray, on_trial: bool) -> list[tuple[float, bool]]:
+        """
+        :param rewards: Unnormalised rewards of a step, ``[n_envs]``
+        :param dones: Which episodes ended with it, ``[n_envs]``
+        :param on_trial: Whether the critic is on trial; if not, it picks in none of the episodes that begin now
+        :return: Return of each episode that ended, and whether the critic picked in it
+        """
+        self._returns += rewards
+        ended = [(float(self._returns[i]), bool(self.picking[i])) for i in np.flatnonzero(dones)]
+        self._returns[dones] = 0.0
+        # The global generator, which SB3 seeds: the same seed draws the same lots
+        self.picking[dones] = (np.random.random(int(dones.sum())) < 0.5) & on_trial
+        return ended
