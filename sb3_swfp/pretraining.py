@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
 
-from sb3_swfp.bounds import unbound_action
+from sb3_swfp.bounds import bound_action, unbound_action
 from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
 from sb3_swfp.policies import FlowActor, track
@@ -210,6 +210,29 @@ def _rows(observations: Observations, rows: th.Tensor | slice) -> Observations:
 def _batches(data: tuple[Observations, th.Tensor], size: int = 1024) -> list[tuple[Observations, th.Tensor]]:
     starts = range(0, len(data[1]), size)
     return [(_rows(data[0], slice(i, i + size)), data[1][i : i + size]) for i in starts]
+
+
+@th.no_grad()
+def particle_spread(model: SWFP, demonstrations: Demonstrations, n_states: int = 1024) -> float:
+    """
+    How far a clone's particles lie apart: root mean square deviation per action dimension within a state, in units of
+    the scaled action space.
+
+    :param model: Model whose actor is measured
+    :param demonstrations: Where the states come from
+    :param n_states: Most states to use, evenly spaced
+    :return: Spread, at least 1e-3
+    """
+    data = _to_tensors(model, demonstrations)
+    assert data is not None
+    rows = th.linspace(0, len(data[1]) - 1, min(n_states, len(data[1])), device=model.device).long()
+    features = model.actor.features(_rows(data[0], rows))
+    # Half the mean squared distance of two independent particles is their variance
+    first, second = (
+        bound_action(model.actor.cascade.integrate(features, model.actor.noise(len(features))).particles[-1])
+        for _ in range(2)
+    )
+    return max((0.5 * (first - second).square().mean()).sqrt().item(), 1e-3)
 
 
 def pretrain_critic(

@@ -37,16 +37,24 @@ from sb3_swfp.policies import (
     cascade_log_prob,
     track,
 )
-from sb3_swfp.pretraining import PretrainResult, clone_demonstrations, fit_normaliser, pretrain_critic, return_scale
+from sb3_swfp.pretraining import (
+    PretrainResult,
+    clone_demonstrations,
+    fit_normaliser,
+    particle_spread,
+    pretrain_critic,
+    return_scale,
+)
 from sb3_swfp.ripeness import CriticRipeness
 from sb3_swfp.transport import JKOStepSize
 from sb3_swfp.trial import CriticTrial
 
 SelfSWFP = TypeVar("SelfSWFP", bound="SWFP")
 
-#: What ``jko_step_size="auto"`` means: the W2 movement per JKO epoch that learns from scratch, and the one that
-#: improves a clone without breaking it (measured: docs/experiments.md)
-DEFAULT_TARGET, DEFAULT_TARGET_PRETRAINED = 0.03, 0.002
+#: What ``jko_step_size="auto"`` means: the W2 movement per JKO epoch that learns from scratch; and, for a clone, the
+#: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
+#: clone with a spread of 0.03 (AdroitHandDoor): docs/experiments.md
+DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.03, 0.01
 #: Initial temperature after pretraining with ``ent_coef="auto"``, relative to the size of the returns
 _INITIAL_TEMPERATURE = 1e-3
 
@@ -82,7 +90,8 @@ class SWFP(DemonstrationAlgorithm):
     :param target_update_interval: Update the target critics every so many gradient steps
     :param target_entropy: Target entropy for ``ent_coef="auto"``; ``"auto"`` is minus the action dimension
     :param jko_step_size: JKO step size ``eta``, or ``"auto_<target>"`` to hold a root-mean-square W2 movement per
-        action dimension and JKO epoch; ``"auto"`` is ``"auto_0.03"`` from scratch and ``"auto_0.002"`` once pretrained
+        action dimension and JKO epoch; ``"auto"`` is ``"auto_0.03"`` from scratch and, once pretrained, 1 % of the
+        clone's own spread
     :param jko_epoch: Block updates per JKO epoch, against one frozen reference
     :param block_training: ``"parallel"`` (all blocks at once on stale particles) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (POT)
@@ -191,6 +200,7 @@ class SWFP(DemonstrationAlgorithm):
         self.block_training, self.w2 = block_training, w2
         self.policy_delay, self.critic_warmup = policy_delay, critic_warmup
         self.is_pretrained = False
+        self.clone_spread = 0.0
         self.ripeness = CriticRipeness()
         self._trial = CriticTrial(1)  # as many as there are environments, once learning starts
         self._step_size: JKOStepSize | None = None
@@ -224,7 +234,8 @@ class SWFP(DemonstrationAlgorithm):
     def _make_step_size(self) -> JKOStepSize:
         if self.jko_step_size != "auto":
             return JKOStepSize(self.jko_step_size)
-        return JKOStepSize(f"auto_{DEFAULT_TARGET_PRETRAINED if self.is_pretrained else DEFAULT_TARGET}")
+        target = DEFAULT_TARGET_OF_SPREAD * self.clone_spread if self.is_pretrained else DEFAULT_TARGET
+        return JKOStepSize(f"auto_{target}")
 
     def _create_aliases(self) -> None:
         self.actor = self.policy.actor
@@ -279,6 +290,7 @@ class SWFP(DemonstrationAlgorithm):
         for frozen in (self.actor_reference, self.actor_average):
             frozen.load_state_dict(self.actor.state_dict())
         self.is_pretrained = True
+        self.clone_spread = particle_spread(self, data)
         scale = return_scale(data, self._vec_normalize_env, self.gamma)
         for critic in (self.critic, self.critic_target):
             critic.scale.fill_(scale)

@@ -1,0 +1,1 @@
+"""Measurements that are not tests: run them with ``python -m benchmarks.<name>``."""

@@ -1,0 +1,224 @@
+"""The stacked cascade against its blocks one by one, and its log-determinants against automatic differentiation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch as th
+
+from sb3_swfp.bounds import bound_action
+from sb3_swfp.flows import EXACT_LOG_DET_MAX_DIM, FlowCascade
+from sb3_swfp.policies import cascade_log_prob
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    th.manual_seed(0)
+    th.set_default_dtype(th.float64)
+    yield
+    th.set_default_dtype(th.float32)
+
+
+def random_cascade(d: int, n_blocks: int = 3, euler_steps: int = 1, scale: float = 0.3) -> FlowCascade:
+    """A cascade of 3 features whose weights are all random: a new one would be the identity."""
+    cascade = FlowCascade(3, d, n_blocks, [12, 12], euler_steps)
+    for parameter in cascade.parameters():
+        parameter.data = scale * th.randn_like(parameter)
+    return cascade
+
+
+def jacobians(cascade: FlowCascade, features: th.Tensor, x: th.Tensor, n: int | None = None) -> th.Tensor:
+    """Jacobian of the whole cascade, or of block n, at each particle, ``[B, d, d]``."""
+
+    def push(row: th.Tensor, point: th.Tensor) -> th.Tensor:
+        if n is None:
+            return cascade.integrate(row[None], point[None]).particles[-1][0]
+        return cascade.apply_block(n, row[None], point[None])[0][0]
+
+    rows = zip(features, x, strict=True)
+    return th.stack([th.autograd.functional.jacobian(lambda p, r=row: push(r, p), point) for row, point in rows])
+
+
+def test_new_cascade_is_the_identity() -> None:
+    x_0 = th.randn(5, 2)
+    sweep = FlowCascade(3, 2, 4).integrate(th.randn(5, 3), x_0, log_det=True)
+    assert len(sweep.particles) == 5 and sweep.log_dets is not None
+    for particles in sweep.particles:
+        assert th.equal(particles, x_0)
+    assert th.equal(sweep.log_dets, th.zeros(4, 5))
+
+
+@pytest.mark.parametrize(("n_blocks", "euler_steps"), [(1, 1), (3, 1), (2, 3)])
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_blocks_in_order_at_once_and_alone_agree(d: int, n_blocks: int, euler_steps: int) -> None:
+    cascade = random_cascade(d, n_blocks, euler_steps)
+    features, x_0 = th.randn(6, 3), th.randn(6, d)
+    probes = cascade.probes(th.empty(n_blocks, 6, d))
+    sweep = cascade.integrate(features, x_0, log_det=True, probes=probes)
+    assert sweep.log_dets is not None and sweep.log_dets.shape == (n_blocks, 6)
+    inputs, expected = th.stack(sweep.particles[:-1]), th.stack(sweep.particles[1:])
+    outputs, log_dets = cascade.apply_blocks(features, inputs, log_det=True, probes=probes)
+    th.testing.assert_close(outputs, expected)
+    th.testing.assert_close(log_dets, sweep.log_dets)
+    for n in range(n_blocks):
+        output, log_det = cascade.apply_block(n, features, inputs[n], log_det=True, probes=probes[:, n])
+        th.testing.assert_close(output, expected[n])
+        th.testing.assert_close(log_det, sweep.log_dets[n])
+    assert cascade.integrate(features, x_0).log_dets is None
+    assert cascade.apply_blocks(features, inputs)[1] is None
+
+
+def test_one_row_of_features_serves_consecutive_particles() -> None:
+    cascade = random_cascade(2)
+    features, x_0 = th.randn(2, 3), th.randn(6, 2)
+    shared = cascade.integrate(features, x_0, log_det=True)
+    repeated = cascade.integrate(features.repeat_interleave(3, dim=0), x_0, log_det=True)
+    th.testing.assert_close(shared.particles[-1], repeated.particles[-1])
+    th.testing.assert_close(shared.log_dets, repeated.log_dets)
+
+
+def test_euler_steps_advance_time_within_the_block() -> None:
+    cascade = random_cascade(2, n_blocks=2, euler_steps=3)
+    features, x = th.randn(4, 3), th.randn(4, 2)
+    expected = x
+    for k in range(3):
+        velocity, _ = cascade.velocity(1, cascade.project(features)[1], expected, 0.5 + k / 6)
+        expected = expected + velocity / 6
+    th.testing.assert_close(cascade.apply_block(1, features, x)[0], expected)
+
+
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_jacobian_vector_products_are_those_of_automatic_differentiation(d: int) -> None:
+    cascade = random_cascade(d, n_blocks=1)
+    features, x, direction = th.randn(5, 3), th.randn(5, d), th.randn(5, d)
+    velocity, moved = cascade.velocity(0, cascade.project(features)[0], x, 0.0, direction[None])
+    th.testing.assert_close(x + velocity, cascade.apply_block(0, features, x)[0])
+    expected = ((jacobians(cascade, features, x) - th.eye(d)) @ direction[..., None]).squeeze(-1)
+    assert moved is not None
+    th.testing.assert_close(moved[0], expected)
+
+
+@pytest.mark.parametrize(("n_blocks", "euler_steps"), [(1, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize("d", [1, 2])
+def test_log_determinants_are_exact_in_one_and_two_dimensions(d: int, n_blocks: int, euler_steps: int) -> None:
+    cascade = random_cascade(d, n_blocks, euler_steps, scale=0.25)
+    features, x_0 = th.randn(7, 3), th.randn(7, d)
+    sign, expected = th.linalg.slogdet(jacobians(cascade, features, x_0))
+    assert (sign > 0).all()
+    sweep = cascade.integrate(features, x_0, log_det=True)
+    assert sweep.log_dets is not None
+    th.testing.assert_close(sweep.log_dets.sum(dim=0), expected, rtol=0.0, atol=1e-12)
+
+
+def all_sign_vectors(d: int, batch: int) -> th.Tensor:
+    """Every Rademacher probe once, ``[2^d, batch, d]``: the mean over them is the estimate's expectation."""
+    signs = th.tensor(list(itertools.product((-1.0, 1.0), repeat=d)))
+    return signs[:, None].expand(-1, batch, -1)
+
+
+def test_estimate_has_the_expectation_that_it_claims() -> None:
+    d = EXACT_LOG_DET_MAX_DIM + 2
+    cascade = random_cascade(d, n_blocks=1)
+    features, x = th.randn(5, 3), th.randn(5, d)
+    _, estimate = cascade.apply_block(0, features, x, log_det=True, probes=all_sign_vectors(d, 5))
+    h_j = jacobians(cascade, features, x, 0) - th.eye(d)
+    trace = h_j.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    th.testing.assert_close(estimate, trace - 0.5 * h_j.square().sum(dim=(-2, -1)))
+
+
+@pytest.mark.parametrize("size", [0.02, 0.05, 0.1])
+def test_estimate_of_a_small_symmetric_step_is_right_to_third_order(size: int) -> None:
+    d = EXACT_LOG_DET_MAX_DIM + 2
+    cascade = FlowCascade(3, d, 1)
+    root = th.randn(8, d, d)
+    jacobian = root + root.mT
+    jacobian = size * jacobian / th.linalg.matrix_norm(jacobian, 2)[:, None, None]
+    probes = all_sign_vectors(d, 8)
+    moved = (jacobian @ probes[..., None]).squeeze(-1)
+    error = cascade.log_det(probes, moved) - th.linalg.slogdet(th.eye(d) + jacobian)[1]
+    # The series' remainder: |log(1 + z) - z + z^2 / 2| <= |z|^3 / (3 (1 - |z|)) for each of the d eigenvalues
+    assert error.abs().max() <= d * size**3 / (3.0 * (1.0 - size))
+
+
+def test_estimate_of_a_flow_is_close_to_the_exact_determinant_for_small_steps() -> None:
+    d = EXACT_LOG_DET_MAX_DIM + 2
+    features, x = th.randn(6, 3), th.randn(6, d)
+    errors = []
+    weights = random_cascade(d, n_blocks=1, scale=0.2).state_dict()
+    for steps in (1, 10):
+        cascade = FlowCascade(3, d, 1, [12, 12], steps)
+        cascade.load_state_dict(weights)
+        _, estimate = cascade.apply_block(0, features, x, log_det=True, probes=all_sign_vectors(d, 6))
+        assert estimate is not None
+        errors.append((estimate - th.linalg.slogdet(jacobians(cascade, features, x, 0))[1]).abs().max().item())
+    # One step is of first order in what an asymmetric Jacobian adds, so ten steps leave a tenth
+    assert errors[1] < 0.2 * errors[0] and errors[1] < 0.02
+
+
+def test_probes_are_signs_above_and_the_basis_up_to_two_dimensions() -> None:
+    probes = random_cascade(4).probes(th.empty(3, 1000, 4))
+    assert probes.shape == (1, 3, 1000, 4) and th.equal(probes.abs(), th.ones_like(probes))
+    assert abs(probes.mean().item()) < 4.0 / math.sqrt(probes.numel())
+    basis = random_cascade(2).probes(th.empty(3, 5, 2))
+    assert basis.shape == (2, 3, 5, 2) and th.equal(basis[:, 1, 2], th.eye(2))
+
+
+def test_folding_step_keeps_a_slope_that_unfolds_it() -> None:
+    cascade = FlowCascade(3, 1, 1)
+    derivative = th.tensor([-1.5, -1.0, -0.96, -0.94, 0.0, 1.0], requires_grad=True)
+    log_det = cascade.log_det(th.ones(1, 6, 1), derivative.view(1, 6, 1))
+    assert log_det.isfinite().all() and (log_det.detach().diff() > 0.0).all()
+    th.testing.assert_close(log_det[3:], (1.0 + derivative[3:]).log())
+    (slope,) = th.autograd.grad(log_det.sum(), derivative)
+    assert (slope[:3] == 1.0 / 0.05).all()
+
+
+@pytest.mark.parametrize(("n_blocks", "euler_steps"), [(1, 1), (5, 1), (3, 2)])
+def test_density_integrates_to_one(n_blocks: int, euler_steps: int) -> None:
+    cascade = random_cascade(1, n_blocks, euler_steps, scale=0.25)
+    x_0 = th.linspace(-8.0, 8.0, 40_001)[:, None]
+    sweep = cascade.integrate(th.randn(1, 3), x_0, log_det=True)
+    actions, density = bound_action(sweep.particles[-1]).squeeze(-1), cascade_log_prob(sweep).exp()
+    assert (actions.diff() >= 0.0).all()  # the map is monotone, the grid of noise is a grid of actions
+    # Where the bound flattens, actions coincide in double precision: what lies there is left out on both sides
+    inside = actions.abs() < 1.0 - 1e-9
+    noise = x_0[inside].squeeze(-1)
+    expected = th.special.ndtr(noise[-1]) - th.special.ndtr(noise[0])
+    assert expected.item() > 0.95
+    assert th.trapezoid(density[inside], actions[inside]).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_density_needs_log_determinants() -> None:
+    sweep = random_cascade(2).integrate(th.randn(4, 3), th.randn(4, 2))
+    with pytest.raises(ValueError, match="log_det=True"):
+        cascade_log_prob(sweep)
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_block_views_are_the_stacked_parameters_memory(width: int) -> None:
+    cascade = FlowCascade(3, 2, 4, [width])
+    before, features, x = cascade.state_dict(), th.randn(5, 3), th.randn(4, 5, 2)
+    before = {name: value.clone() for name, value in before.items()}
+    for parameter in cascade.block_views(2):
+        parameter.data += 1.0
+    outputs, _ = cascade.apply_blocks(features, x)
+    cascade.load_state_dict(before)
+    changed = (outputs - cascade.apply_blocks(features, x)[0]).abs().amax(dim=(1, 2))
+    assert changed[2] > 0.0 and changed[[0, 1, 3]].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(n_blocks=0), "n_blocks must be at least 1, got 0"),
+        (dict(euler_steps=-1), "euler_steps must be at least 1, got -1"),
+        (dict(net_arch=[]), r"block_net_arch needs at least one hidden layer .*\[\]"),
+        (dict(net_arch=[16, 0]), r"block_net_arch .*\[16, 0\]"),
+    ],
+)
+def test_impossible_sizes_are_named(kwargs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FlowCascade(3, 2, **kwargs)

@@ -1,0 +1,107 @@
+"""The measured sign that a critic may be trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sb3_swfp.ripeness import TRY_BELOW, CriticRipeness
+from sb3_swfp.trial import CriticTrial
+
+
+def test_new_critic_is_not_ripe_before_its_warm_up() -> None:
+    ripeness = CriticRipeness()
+    for _ in range(99):
+        ripeness.update(5.0, 5.0)
+    assert ripeness.drift == 0.0 and not ripeness.settled(100)
+    ripeness.update(5.0, 5.0)
+    assert ripeness.settled(100) and not ripeness.may_point(100)
+    for _ in range(100):
+        ripeness.update(5.0, 5.0)
+    assert ripeness.may_point(100)
+
+
+def test_averages_start_as_plain_means() -> None:
+    ripeness = CriticRipeness()
+    for q in (1.0, 2.0, 6.0):
+        ripeness.update(q, 2.0 * q)
+    assert ripeness.fast == pytest.approx(3.0) and ripeness.slow == pytest.approx(3.0)
+    assert ripeness.magnitude == pytest.approx(6.0)
+    assert ripeness.updates == 3
+
+
+def test_drift_of_a_steady_climb_is_the_difference_of_the_lags() -> None:
+    # On a ramp a moving average over n updates lags by n - 1 of them: 199 and 999
+    ripeness, slope, magnitude = CriticRipeness(), 0.01, 50.0
+    for step in range(12_000):
+        ripeness.update(slope * step, magnitude)
+    assert ripeness.drift == pytest.approx(slope * 800 / magnitude, rel=1e-3)
+
+
+def test_ranking_is_allowed_at_a_drift_at_which_pointing_is_not() -> None:
+    ripeness, slope = CriticRipeness(), 0.01
+    for step in range(12_000):
+        ripeness.update(slope * step, slope * 800 / 0.2)  # drift 0.2
+    assert ripeness.settled(1000) and not ripeness.may_point(1000)
+
+
+def test_climbing_critic_is_unripe_and_ripens_when_the_values_settle() -> None:
+    ripeness = CriticRipeness()
+    for step in range(1000):
+        ripeness.update(0.1 * step, 0.1 * step)
+    assert not ripeness.settled(500)
+    for _ in range(5000):
+        ripeness.update(100.0, 100.0)
+    assert ripeness.settled(500) and ripeness.may_point(500)
+    assert ripeness.drift < 0.01
+
+
+def test_falling_values_count_like_climbing_ones() -> None:
+    rising, falling = CriticRipeness(), CriticRipeness()
+    for step in range(1000):
+        rising.update(0.1 * step, 20.0)
+        falling.update(-0.1 * step, 20.0)
+    assert rising.drift == pytest.approx(falling.drift) and rising.drift > TRY_BELOW
+
+
+def test_drift_does_not_depend_on_the_unit_of_reward() -> None:
+    drifts = []
+    for unit in (1.0, 1e-3, 1e3):
+        ripeness = CriticRipeness()
+        for step in range(2000):
+            ripeness.update(unit * step, unit * step)
+        drifts.append(ripeness.drift)
+    assert drifts == pytest.approx([drifts[0]] * 3)
+
+
+def test_critic_of_a_task_without_reward_divides_nothing_by_zero() -> None:
+    ripeness = CriticRipeness()
+    for _ in range(10):
+        ripeness.update(0.0, 0.0)
+    assert ripeness.drift == 0.0
+
+
+def test_picks_pay_once_they_return_as_much() -> None:
+    ripeness = CriticRipeness()
+    for _ in range(4):
+        ripeness.add_episode(2.0, True)
+        ripeness.add_episode(1.0, False)
+    assert not ripeness.picks_pay  # too few of each kind
+    ripeness.add_episode(2.0, True)
+    assert not ripeness.picks_pay
+    ripeness.add_episode(1.0, False)
+    assert ripeness.picks_pay
+    for _ in range(20):  # only the latest count
+        ripeness.add_episode(0.0, True)
+    assert not ripeness.picks_pay
+
+
+def test_trial_adds_up_rewards_and_draws_lots() -> None:
+    trial, ended = CriticTrial(2), []
+    np.random.seed(0)
+    for step in range(400):
+        dones = np.array([step % 2 == 1, step % 4 == 3])
+        ended += trial.step(np.array([1.0, 10.0]), dones, on_trial=step > 3)
+    assert sorted({episode_return for episode_return, _ in ended}) == [2.0, 40.0]
+    picked = [picks for _, picks in ended]
+    assert not any(picked[:3]) and 0.4 < np.mean(picked) < 0.6
