@@ -18,7 +18,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -123,7 +123,9 @@ def make_model(name: str, size: str) -> OffPolicyAlgorithm:
     return model
 
 
-def measure(contenders: dict[str, Callable[[], Any]], calls: int, turns: int, progress: tqdm) -> list[dict[str, float]]:
+def measure(
+    contenders: Mapping[str, Callable[[], Any]], calls: int, turns: int, progress: tqdm
+) -> list[dict[str, float]]:
     """
     Let the contenders take turns.
 
@@ -251,8 +253,19 @@ def print_own_peak_memory(name: str, size: str, steps: int) -> None:
     for _ in range(steps):
         model.train(1, BATCH_SIZE)
         model.predict(observation)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak / (2**20 if sys.platform == "darwin" else 2**10))
+    print(own_peak_memory())
+
+
+def own_peak_memory() -> float:
+    """
+    :return: Peak resident memory of this process, in MiB
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux's ru_maxrss would also count what the parent held when it started this process, which is often more
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def benchmark(effort: Effort, sizes: list[str]) -> list[Row]:

@@ -18,9 +18,10 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch.nn import functional as F
 
 from sb3_swfp.bounds import LINEAR_RANGE, bound_action
-from sb3_swfp.critics import EnsembleLayers, EnsembleQNetwork, ensemble_q_values
+from sb3_swfp.critics import LAYER_NORM_EPS, EnsembleQNetwork
 from sb3_swfp.flows import FlowCascade
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 #: Particles (observations times candidates) up to which numpy acts; beyond, the products dominate and torch has threads
 NUMPY_MAX_PARTICLES = 256
+#: Multiplications in a product up to which numpy does it. Beyond, its linear algebra takes all processors, where torch
+#: keeps to the user's number of threads
+_ONE_THREAD_PRODUCT = 2**18
 
 # splitmix64's constants (Steele, Lea and Flood, OOPSLA 2014)
 _ODD_1, _ODD_2, _ODD_3 = 0xBF58476D1CE4E5B9, 0x9E3779B97F4A7C15, 0x94D049BB133111EB
@@ -166,10 +170,7 @@ class NumpyActing:
             if m == 1:
                 return th.from_numpy(actions)
             candidates = actions.reshape(n, m, -1)
-            # The critic's products are large enough for torch, which keeps to the user's number of threads;
-            # numpy's linear algebra does not
-            q_values = ensemble_q_values(self._critic, features, th.from_numpy(actions), self._layer_norm)
-            scores = q_values.mean(dim=0).numpy().reshape(n, m)
+            scores = self._q_values(features, actions).mean(axis=0).reshape(n, m)
             if not deterministic:
                 factor = float(policy.critic.scale) / float(policy.temperature)
                 scores = scores * np.float32(factor) + _gumbel(n, m, features.device).numpy()
@@ -200,14 +201,12 @@ class NumpyActing:
         self._first_weights = list(weights[0])
         others = list(zip(weights[1:], biases, strict=True))
         self._layers = [[(weight[n], bias[n]) for weight, bias in others] for n in range(self._n_blocks)]
-        self._layer_norm = critic.layer_norm
-        layers = critic.layers()
-        self._critic = EnsembleLayers(
-            layers.first_weight.detach(),
-            layers.first_bias.detach(),
-            [weight.detach() for weight in layers.weights],
-            [bias.detach() for bias in layers.biases],
-        )
+        self._n_critics, self._layer_norm = critic.n_critics, critic.layer_norm
+        first_weight, n_features = critic.first_weight.detach(), cascade.features_dim
+        self._critic_state = first_weight[:, :n_features], critic.first_bias.detach()
+        self._critic_action = first_weight[:, n_features:].numpy().T
+        self._critic_layers = [(w.detach(), b.detach()) for w, b in zip(critic.weights, critic.biases, strict=True)]
+        self._critic_arrays = [(weight.numpy(), bias.numpy()) for weight, bias in self._critic_layers]
 
     def _flow(self, state: np.ndarray, x: np.ndarray) -> np.ndarray:
         """:meth:`FlowCascade.integrate`: features ``[B, features_dim]``, noise ``[B * M, d]`` -> particles."""
@@ -231,6 +230,29 @@ class NumpyActing:
                 x = x + hidden
         return x
 
+    def _q_values(self, features: th.Tensor, actions: np.ndarray) -> np.ndarray:
+        """:class:`EnsembleQNetwork`: features ``[B, features_dim]``, actions ``[B * M, d]`` -> ``[E, B * M]``."""
+        n, rows = len(features), len(actions)
+        # The state's share is the same for all of its actions
+        state = F.linear(features, *self._critic_state).numpy()
+        hidden = np.dot(actions, self._critic_action)
+        by_state = hidden.reshape(n, rows // n, -1)
+        by_state += state[:, None]
+        hidden = hidden.reshape(rows, self._n_critics, -1)
+        for depth, (weight, bias) in enumerate(self._critic_arrays):
+            if self._layer_norm:
+                _normalize(hidden)
+            np.maximum(hidden, 0.0, out=hidden)
+            if depth == 0:
+                hidden = hidden.swapaxes(0, 1)
+            if rows * weight[0].size <= _ONE_THREAD_PRODUCT:
+                hidden = np.matmul(hidden, weight)
+                hidden += bias
+            else:
+                weight_tensor, bias_tensor = self._critic_layers[depth]
+                hidden = th.baddbmm(bias_tensor, th.from_numpy(hidden), weight_tensor).numpy()
+        return hidden[..., 0]
+
 
 def _fits(policy: FlowActorCriticPolicy) -> bool:
     """Whether the networks are of the kind that :class:`NumpyActing` knows, in the CPU's memory."""
@@ -251,3 +273,11 @@ def _bound(x: np.ndarray) -> np.ndarray:
     tail = 1.0 - LINEAR_RANGE
     linear = np.minimum(np.maximum(x, -LINEAR_RANGE), LINEAR_RANGE)
     return linear + tail * np.tanh((x - linear) / tail)
+
+
+def _normalize(hidden: np.ndarray) -> None:
+    """LayerNorm over the last axis, in place."""
+    share = np.float32(1.0 / hidden.shape[-1])
+    hidden -= np.add.reduce(hidden, axis=-1, keepdims=True) * share
+    variance = np.einsum("...i,...i->...", hidden, hidden) * share
+    hidden *= (1.0 / np.sqrt(variance + np.float32(LAYER_NORM_EPS)))[..., None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -14,22 +13,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn import functional as F
 
-_LAYER_NORM_EPS = 1e-5
+#: Added to the variance in LayerNorm
+LAYER_NORM_EPS = 1e-5
 #: From this many features on, the gradient in the actions alone pays for a product of its own (at 256 rows: 0.36 ms
 #: against 0.43 ms with 11 features, but 1.95 ms against 1.28 ms with 348)
 _SPLIT_DIM = 128
-
-
-class EnsembleLayers(NamedTuple):
-    """
-    Parameters of E stacked networks: ``[E * width, input_dim]`` and ``[E * width]`` of the first layer,
-    ``[E, in, out]`` and ``[E, 1, out]`` of the others.
-    """
-
-    first_weight: th.Tensor
-    first_bias: th.Tensor
-    weights: list[th.Tensor]
-    biases: list[th.Tensor]
 
 
 class EnsembleQNetwork(nn.Module):
@@ -68,45 +56,22 @@ class EnsembleQNetwork(nn.Module):
         :param members: Indices of the critics to evaluate, all when omitted
         :return: Q values, ``[E, B]`` (or ``[len(members), B]``)
         """
-        layers = self.layers()
+        first_weight, first_bias = self.first_weight, self.first_bias
+        weights, biases = list(self.weights), list(self.biases)
+        n_members = self.n_critics
         if members is not None and len(members) < self.n_critics:
-            n = self.n_critics
-            layers = EnsembleLayers(
-                layers.first_weight.view(n, -1, layers.first_weight.shape[1])[members].flatten(0, 1),
-                layers.first_bias.view(n, -1)[members].flatten(),
-                [weight[members] for weight in layers.weights],
-                [bias[members] for bias in layers.biases],
-            )
-        return ensemble_q_values(layers, features, actions, self.layer_norm)
-
-    def layers(self) -> EnsembleLayers:
-        """The parameters of all critics."""
-        return EnsembleLayers(self.first_weight, self.first_bias, list(self.weights), list(self.biases))
-
-
-def ensemble_q_values(
-    layers: EnsembleLayers, features: th.Tensor, actions: th.Tensor, layer_norm: bool = True
-) -> th.Tensor:
-    """
-    The network of :class:`EnsembleQNetwork`.
-
-    :param layers: Its parameters
-    :param features: State features, ``[B, features_dim]``; or ``[B / M, features_dim]``, each row serving M actions
-    :param actions: Scaled actions, ``[B, action_dim]``
-    :param layer_norm: Normalise every hidden layer
-    :return: Q values, ``[E, B]``
-    """
-    hidden = _first_layer(features, actions, layers.first_weight, layers.first_bias)
-    # Critics last until after the normalisation, which would copy a transposed batch; the products take it as it comes
-    hidden = hidden.view(len(actions), len(layers.biases[0]), -1)
-    critics_first = False
-    for weight, bias in zip(layers.weights, layers.biases, strict=True):
-        if layer_norm:
-            hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=_LAYER_NORM_EPS)
-        hidden = F.relu(hidden)
-        hidden = th.baddbmm(bias, hidden if critics_first else hidden.transpose(0, 1), weight)
-        critics_first = True
-    return hidden.squeeze(-1)
+            n_members = len(members)
+            first_weight = first_weight.view(self.n_critics, -1, first_weight.shape[1])[members].flatten(0, 1)
+            first_bias = first_bias.view(self.n_critics, -1)[members].flatten()
+            weights, biases = [w[members] for w in weights], [b[members] for b in biases]
+        # Critics second until after the normalisation, which would copy a transposed batch: the products take it as is
+        hidden = _first_layer(features, actions, first_weight, first_bias).view(len(actions), n_members, -1)
+        for depth, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            if self.layer_norm:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPS)
+            hidden = F.relu(hidden)
+            hidden = th.baddbmm(bias, hidden.transpose(0, 1) if depth == 0 else hidden, weight)
+        return hidden.squeeze(-1)
 
 
 def _first_layer(features: th.Tensor, actions: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:

@@ -20,8 +20,8 @@ def make_policy(
 ) -> FlowActorCriticPolicy:
     """A policy with random weights everywhere: a new cascade is the identity, which would hide most mistakes."""
     space = spaces.Box(-np.inf, np.inf, (obs_dim,)) if space is None else space
-    kwargs = {"n_blocks": 3, "block_net_arch": [16, 24], "net_arch": [32, 48]} | kwargs
-    policy = FlowActorCriticPolicy(space, spaces.Box(-1.0, 1.0, (action_dim,)), lambda _: 1e-3, **kwargs)
+    sizes: dict[str, Any] = dict(n_blocks=3, block_net_arch=[16, 24], net_arch=[32, 48])
+    policy = FlowActorCriticPolicy(space, spaces.Box(-1.0, 1.0, (action_dim,)), lambda _: 1e-3, **(sizes | kwargs))
     generator = th.Generator().manual_seed(0)
     for parameter in (*policy.actor_average.parameters(), *policy.critic.parameters()):
         parameter.data += 0.3 * th.randn(parameter.shape, generator=generator)
