@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
-from sb3_swfp.checks import check_finite, check_spaces, check_terminal_observations
+from sb3_swfp.checks import check_finite, check_terminal_observations
 from sb3_swfp.demonstrations import Demonstrations, load_demonstrations
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
 from sb3_swfp.files import atomic_path
@@ -40,7 +40,6 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
     _demonstrations_required = True
 
     def _setup_model(self) -> None:
-        check_spaces(self.action_space)
         self.action_dim = int(np.prod(self.action_space.shape))
         with warnings.catch_warnings():
             if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, DemonstrationReplayBuffer):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 
 _POSITIVE = (
     "batch_size",
@@ -30,19 +29,6 @@ def check_arguments(**arguments: Any) -> None:
             raise ValueError(f"critic_warmup must not be negative, got {value}")
         if name in ("gamma", "tau") and not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} must lie in [0, 1], got {value}")
-
-
-def check_spaces(action_space: spaces.Space) -> None:
-    """
-    :param action_space: Action space, a ``Box``
-    :raises ValueError: if it has infinite bounds: a flow policy acts in the scaled space [-1, 1]
-    """
-    assert isinstance(action_space, spaces.Box)
-    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
-        raise ValueError(
-            f"SWFP needs an action space with finite bounds, not {action_space}. "
-            "Bound it, for example with gymnasium.wrappers.RescaleAction or ClipAction"
-        )
 
 
 def check_finite(

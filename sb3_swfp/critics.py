@@ -56,7 +56,8 @@ class EnsembleQNetwork(nn.Module):
         :param members: Indices of the critics to evaluate, all when omitted
         :return: Q values, ``[E, B]`` (or ``[len(members), B]``)
         """
-        first_weight, first_bias = self.first_weight, self.first_bias
+        first_weight: th.Tensor = self.first_weight
+        first_bias: th.Tensor = self.first_bias
         weights, biases = list(self.weights), list(self.biases)
         n_members = self.n_critics
         if members is not None and len(members) < self.n_critics:

@@ -106,7 +106,8 @@ class SWFP(DemonstrationAlgorithm):
     :param seed: Seed of the pseudo random generators
     :param device: Device (cpu, cuda, ...)
     :param _init_setup_model: Whether to build the networks at the creation of the instance
-    :raises ValueError: for impossible arguments, or an action space without finite bounds
+    :raises ValueError: for impossible arguments
+    :raises AssertionError: by SB3, for an action space that is not a ``Box`` with finite bounds
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
