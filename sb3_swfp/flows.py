@@ -136,8 +136,8 @@ class FlowCascade(nn.Module):
             hidden = F.elu(hidden)
             if moved is not None:
                 # ELU's derivative is at hand in its value: smooth enough for the log-determinant's own gradient, and
-                # half as many kernels as SiLU's
-                moved = moved * (hidden.clamp_max(0.0) + 1.0)
+                # half as many kernels as SiLU's. This is the kernel of its backward pass, here run forwards
+                moved = th.ops.aten.elu_backward(moved, 1.0, 1.0, 1.0, True, hidden.expand_as(moved))
             if hidden.ndim == 2:
                 hidden = th.addmm(bias[n], hidden, weight[n])
             else:
@@ -158,7 +158,8 @@ class FlowCascade(nn.Module):
         if self.action_dim <= EXACT_LOG_DET_MAX_DIM:
             basis = th.eye(self.action_dim, dtype=x.dtype, device=x.device)
             return basis.view(self.action_dim, *[1] * (x.ndim - 1), self.action_dim).expand(-1, *x.shape)
-        return th.empty((1, *x.shape), dtype=x.dtype, device=x.device).bernoulli_(0.5).mul_(2.0).sub_(1.0)
+        # Rounded uniforms: a third of what bernoulli_ costs
+        return th.rand((1, *x.shape), dtype=x.dtype, device=x.device).round_().mul_(2.0).sub_(1.0)
 
     def log_det(self, tangents: th.Tensor, moved: th.Tensor) -> th.Tensor:
         """
@@ -172,7 +173,8 @@ class FlowCascade(nn.Module):
         :return: ``[...]``
         """
         if self.action_dim > EXACT_LOG_DET_MAX_DIM:
-            return (self.step * moved * (tangents - 0.5 * self.step * moved)).sum(dim=-1).mean(dim=0)
+            curvature = th.sub(tangents, moved, alpha=0.5 * self.step)
+            return self.step * (moved * curvature).sum(dim=-1).mean(dim=0)
         columns = tangents + self.step * moved
         if self.action_dim == 1:
             det = columns[0, ..., 0]
@@ -186,7 +188,7 @@ class FlowCascade(nn.Module):
         total: th.Tensor | None = None
         for k in range(self.euler_steps):
             velocity, moved = self.velocity(n, state, x, t_start + k * self.step, tangents)
-            x = x + self.step * velocity
+            x = th.add(x, velocity, alpha=self.step)
             if tangents is not None and moved is not None:
                 log_det = self.log_det(tangents, moved)
                 total = log_det if total is None else total + log_det
