@@ -1,0 +1,146 @@
+"""The JKO step: its gradients against back-propagation through time, its minimiser against the closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch as th
+
+from sb3_swfp.bounds import bound_action
+from sb3_swfp.flows import FlowCascade
+from sb3_swfp.jko import PLAN_PARTICLES, JKOStep
+from sb3_swfp.policies import cascade_log_prob
+from sb3_swfp.transport import JKOStepSize
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    th.set_default_dtype(th.float64)
+    th.manual_seed(0)
+    yield
+    th.set_default_dtype(th.float32)
+
+
+def cascades(dim: int, n_blocks: int = 5, euler_steps: int = 1) -> tuple[FlowCascade, FlowCascade]:
+    """Two cascades with the same random weights, the second one frozen."""
+    cascade, reference = (FlowCascade(3, dim, n_blocks, [16, 16], euler_steps) for _ in range(2))
+    for parameter in cascade.parameters():
+        parameter.data = 0.3 * th.randn_like(parameter)
+    reference.load_state_dict(cascade.state_dict())
+    reference.requires_grad_(False)
+    return cascade, reference
+
+
+def energy_q(action: th.Tensor) -> th.Tensor:
+    return 2.0 * action.sin().sum(dim=-1)
+
+
+def gradients(loss: th.Tensor, cascade: FlowCascade) -> list[th.Tensor]:
+    found = th.autograd.grad(loss, list(cascade.parameters()), allow_unused=True)
+    return [th.zeros_like(p) if g is None else g for p, g in zip(cascade.parameters(), found, strict=True)]
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.3])
+@pytest.mark.parametrize("euler_steps", [1, 2])
+@pytest.mark.parametrize("dim", [1, 2, 4])
+def test_parallel_gradient_is_that_of_back_propagation_through_time(
+    dim: int, euler_steps: int, ent_coef: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cascade, reference = cascades(dim, euler_steps=euler_steps)
+    features, x_0 = th.randn(7, 3), th.randn(7, dim)
+    probes = cascade.probes(th.empty(5, 7, dim))
+    monkeypatch.setattr(FlowCascade, "probes", lambda *_: probes)  # the same estimate on both sides
+    sweep = cascade.integrate(features, x_0, log_det=True)
+    energy = -(energy_q(bound_action(sweep.particles[-1])) - ent_coef * cascade_log_prob(sweep)).mean()
+    jko = JKOStep(cascade, reference, JKOStepSize(0.5))
+    stale = jko.stale_particles(features, energy_q, ent_coef, noise=x_0)
+    loss = jko.parallel_loss(features, stale, ent_coef)
+    for expected, found in zip(gradients(energy, cascade), gradients(loss, cascade), strict=True):
+        th.testing.assert_close(found, jko.block_step_size * expected, rtol=1e-9, atol=1e-14)
+
+
+def test_sequential_gradient_is_the_block_s_share_of_it() -> None:
+    cascade, reference = cascades(2)
+    features, x_0 = th.randn(7, 3), th.randn(7, 2)
+    sweep = cascade.integrate(features, x_0)
+    expected = gradients(-energy_q(bound_action(sweep.particles[-1])).mean(), cascade)
+    jko = JKOStep(cascade, reference, JKOStepSize(0.5), block_training="sequential")
+    for n in range(5):
+        loss = jko.sequential_loss(n, features, sweep.particles[n].detach(), energy_q, 0.0)
+        for whole, part in zip(expected, gradients(loss, cascade), strict=True):
+            share = jko.block_step_size * cascade.block_slice(whole, n)
+            th.testing.assert_close(cascade.block_slice(part, n), share, rtol=1e-9, atol=1e-14)
+
+
+def test_a_gaussian_moves_as_the_closed_form_says() -> None:
+    """
+    Quadratic energy, one block, identity at first: the minimiser is x + eta * lambda(x), with lambda = -(x - m) / s^2,
+    so a Gaussian N(0, I) becomes N(eta m / s^2, (1 - eta / s^2)^2 I).
+    """
+    cascade, reference = FlowCascade(1, 2, 1, [32, 32]), FlowCascade(1, 2, 1, [32, 32])
+    reference.load_state_dict(cascade.state_dict())
+    reference.requires_grad_(False)
+    mean, variance, eta = th.tensor([0.5, -1.0]), 4.0, 1.2
+    jko = JKOStep(cascade, reference, JKOStepSize(eta))
+    optimizer = th.optim.Adam(cascade.parameters(), lr=3e-3)
+    schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
+    features = th.ones(512, 1)
+    for _ in range(800):
+        stale = jko.stale_particles(features, energy_q, 0.0)
+        # The energy acts on the particles themselves here, not on the bounded actions
+        stale = stale._replace(adjoint=-(stale.outputs - mean) / variance)
+        loss = jko.parallel_loss(features, stale, 0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with th.no_grad():
+        moved = cascade.integrate(th.ones(20_000, 1), th.randn(20_000, 2)).particles[-1]
+    th.testing.assert_close(moved.mean(dim=0), eta * mean / variance, rtol=0.0, atol=0.03)
+    expected = (1.0 - eta / variance) ** 2 * th.eye(2)
+    th.testing.assert_close(th.cov(moved.T), expected, rtol=0.0, atol=0.03)
+
+
+@pytest.mark.parametrize("w2", ["exact", "sinkhorn"])
+def test_planned_trust_regions_vanish_at_the_reference(w2: str) -> None:
+    jko = JKOStep(*cascades(2), JKOStepSize(0.5), w2=w2)
+    outputs = th.randn(5, 2 * PLAN_PARTICLES, 2)
+    th.testing.assert_close(jko.trust_region(outputs, outputs), th.zeros(5), rtol=0.0, atol=1e-8)
+    moved = outputs + 0.1 * th.randn_like(outputs)
+    paired = JKOStep(*cascades(2), JKOStepSize(0.5)).trust_region(moved, outputs)
+    slack = 1.0 if w2 == "exact" else 1.2
+    assert (jko.trust_region(moved, outputs) <= slack * paired + 1e-12).all()
+
+
+def test_the_bound_holds_and_the_step_size_follows_its_target() -> None:
+    cascade, reference = cascades(2)
+    jko = JKOStep(cascade, reference, JKOStepSize("auto_0.02"), epoch_length=10)
+    optimizer = th.optim.Adam(cascade.parameters(), lr=1e-3)
+    features, moved = th.randn(64, 3), []
+    for _ in range(600):
+        stale = jko.stale_particles(features, energy_q, 0.2)
+        loss = jko.parallel_loss(features, stale, 0.2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if jko.count_step():
+            metrics = jko.finish_epoch(features, features)
+            reference.load_state_dict(cascade.state_dict())
+            assert metrics["w2_paired"] <= metrics["w2_bound"] * (1.0 + 1e-9)
+            assert metrics["w2_exact"] > 0.0 and metrics["staleness"] >= 0.0
+            moved.append(metrics["w2_paired"] / 2**0.5)
+    assert sum(moved[-20:]) / 20 == pytest.approx(0.02, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"block_training": "both"}, "block_training"),
+        ({"w2": "approximate"}, "w2 must be"),
+        ({"epoch_length": 1}, "jko_epoch"),
+    ],
+)
+def test_impossible_arguments(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        JKOStep(*cascades(2), JKOStepSize(0.5), **arguments)  # type: ignore[arg-type]
