@@ -125,6 +125,15 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
         check_terminal_observations(infos, dones, self.num_timesteps)
         check_finite(observations, self.num_timesteps, rewards)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._after_transition(rewards, dones)
+
+    def _after_transition(self, rewards: np.ndarray, dones: np.ndarray) -> None:
+        """
+        Called once a step of the environments is stored.
+
+        :param rewards: Unnormalised rewards, ``[n_envs]``
+        :param dones: Which episodes ended, ``[n_envs]``
+        """
 
     def _setup_learn(
         self,

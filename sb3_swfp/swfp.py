@@ -479,19 +479,9 @@ class SWFP(DemonstrationAlgorithm):
     def _critic_on_trial(self) -> bool:
         return self.is_pretrained and not self.policy.critic_is_ripe and self.ripeness.settled(self.critic_warmup)
 
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+    def _after_transition(self, rewards: np.ndarray, dones: np.ndarray) -> None:
         if self.is_pretrained and not self.policy.critic_is_ripe:
             on_trial = self._critic_on_trial()
-            rewards = reward if self._vec_normalize_env is None else self._vec_normalize_env.get_original_reward()
             for episode_return, picked in self._trial.step(rewards, dones, on_trial):
                 if on_trial:
                     self.ripeness.add_episode(episode_return, picked)
