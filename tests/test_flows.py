@@ -167,13 +167,19 @@ def test_probes_are_signs_above_and_the_basis_up_to_two_dimensions() -> None:
 
 
 def test_folding_step_keeps_a_slope_that_unfolds_it() -> None:
-    cascade = FlowCascade(3, 1, 1)
-    derivative = th.tensor([-1.5, -1.0, -0.96, -0.94, 0.0, 1.0], requires_grad=True)
+    cascade = FlowCascade(3, 1, 5)
+    assert cascade.min_det == 0.05
+    # Determinants -0.5, 0, 0.04 on the line; 0.06, 1 and 2 on the logarithm
+    derivative = th.tensor([-7.5, -5.0, -4.8, -4.7, 0.0, 5.0], requires_grad=True)
     log_det = cascade.log_det(th.ones(1, 6, 1), derivative.view(1, 6, 1))
     assert log_det.isfinite().all() and (log_det.detach().diff() > 0.0).all()
-    th.testing.assert_close(log_det[3:], (1.0 + derivative[3:]).log())
+    th.testing.assert_close(log_det[3:], (1.0 + cascade.step * derivative[3:]).log())
     (slope,) = th.autograd.grad(log_det.sum(), derivative)
-    assert (slope[:3] == 1.0 / 0.05).all()
+    th.testing.assert_close(slope[:3], th.full((3,), cascade.step / 0.05))
+
+
+def test_one_step_alone_may_contract_further() -> None:
+    assert FlowCascade(3, 1, 1).min_det == 1e-3 and FlowCascade(3, 1, 10).min_det == 0.05
 
 
 @pytest.mark.parametrize(("n_blocks", "euler_steps"), [(1, 1), (5, 1), (3, 2)])
