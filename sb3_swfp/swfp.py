@@ -205,6 +205,7 @@ class SWFP(DemonstrationAlgorithm):
         self.ripeness = CriticRipeness()
         self._trial = CriticTrial(1)  # as many as there are environments, once learning starts
         self._step_size: JKOStepSize | None = None
+        self._step_size_spec: float | str | None = None
         self._metrics: dict[str, Any] = {}
         self._demonstrations_required = _init_setup_model
         if _init_setup_model:
@@ -213,8 +214,9 @@ class SWFP(DemonstrationAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._create_aliases()
-        if self._step_size is None:
-            self._step_size = self._make_step_size()
+        if self._step_size is None or self._step_size_spec != self.jko_step_size:
+            # Kept over save and load, unless load() was given another one
+            self._step_size, self._step_size_spec = self._make_step_size(), self.jko_step_size
         self.jko = JKOStep(
             self.actor.cascade,
             self.actor_reference.cascade,

@@ -309,3 +309,11 @@ def test_policy_alone(tmp_path: pathlib.Path, kind: str) -> None:
     model.actor.save(tmp_path / "actor.pkl")
     actor = type(model.actor).load(tmp_path / "actor.pkl", device="cpu")
     assert same(weights(actor), weights(model.actor))
+
+
+def test_load_takes_another_jko_step_size(tmp_path: pathlib.Path) -> None:
+    model = tiny_model(Mirror(), jko_step_size="auto_0.1").learn(40)
+    model.save(tmp_path / "model")
+    adapted = model.jko.step_size.value
+    assert SWFP.load(tmp_path / "model").jko.step_size.value == adapted != 0.01
+    assert SWFP.load(tmp_path / "model", jko_step_size=0.5).jko.step_size.value == 0.5
