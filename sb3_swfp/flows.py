@@ -165,16 +165,24 @@ class FlowCascade(nn.Module):
         """
         ``log det(I + h J)`` of one Euler step, from ``J e`` along the probes ``e``.
 
-        Exact in one and two dimensions. Above: ``h e'Je - h^2/2 ||Je||^2``. For a symmetric J it is the series of the
-        logarithm cut after the second order, and the quadratic term keeps an optimiser from inflating the trace.
+        Exact in one and two dimensions. Above: ``d (log(1 + m) - v / (2 (1 + m)^2))`` with ``m = h e'Je / d`` and
+        ``v = ||h Je||^2 / d - m^2``, the mean and variance of the spectrum of ``h J`` as the probe sees it. For a
+        symmetric J this is the logarithm's series about the mean, cut after the second order. The variance keeps an
+        optimiser from inflating the trace, the logarithm from collapsing the policy. (The series about 0 lets a
+        collapse to a point cost no more than 1.5 nats per dimension and block: five blocks made a standard deviation
+        of 0.11 where 0.2 was right.)
 
         :param tangents: Probes, ``[M, ..., d]``
         :param moved: ``J e``, ``[M, ..., d]``
         :return: ``[...]``
         """
         if self.action_dim > EXACT_LOG_DET_MAX_DIM:
-            curvature = th.sub(tangents, moved, alpha=0.5 * self.step)
-            return self.step * (moved * curvature).sum(dim=-1).mean(dim=0)
+            mean = self.step * (tangents * moved).mean(dim=-1)
+            variance = self.step**2 * moved.square().mean(dim=-1) - mean.square()
+            # No step shrinks all directions to this, so the line serves no more than to keep numbers finite
+            safe = (1.0 + mean).clamp_min(_MIN_DET)
+            logarithm = safe.log() + (1.0 + mean - _MIN_DET).clamp_max(0.0) / _MIN_DET
+            return self.action_dim * (logarithm - 0.5 * variance / safe.square()).mean(dim=0)
         columns = tangents + self.step * moved
         if self.action_dim == 1:
             det = columns[0, ..., 0]
