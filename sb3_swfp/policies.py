@@ -95,19 +95,6 @@ class FlowActor(BasePolicy):
         features = self.features(observation)
         return bound_action(self.cascade.integrate(features, self.noise(len(features))).particles[-1])
 
-    def action_log_prob(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """
-        Sample an action and its log-density by the change of variables
-        ``log p(a) = log N(x_0) - sum_n log det(I + h J_n) - log det(bound)``.
-
-        :param observations: Observations
-        :return: Actions ``[B, action_dim]`` and log-densities ``[B]`` (estimates above two action dimensions)
-        """
-        features = self.features(observations)
-        x_0 = self.noise(len(features))
-        sweep = self.cascade.integrate(features, x_0, log_det=True)
-        return bound_action(sweep.particles[-1]), cascade_log_prob(sweep)
-
 
 def cascade_log_prob(sweep: Sweep) -> th.Tensor:
     """
