@@ -102,6 +102,72 @@ def test_a_gaussian_moves_as_the_closed_form_says() -> None:
     th.testing.assert_close(th.cov(moved.T), expected, rtol=0.0, atol=0.03)
 
 
+def test_a_gaussian_moves_as_the_closed_form_with_entropy_says() -> None:
+    """
+    One dimension, one block, identity at first. With the map T(x) = a x + b on N(0, 1) the objective
+    -eta E[lambda T] - eta alpha E[log T'] + E[(T - x)^2] / 2, lambda = -(x - m) / s^2, is least (Euler-Lagrange) where
+    a^2 - (1 - eta / s^2) a - eta alpha = 0 and b = eta m / s^2.
+    """
+    cascade, reference = FlowCascade(1, 1, 1, [32, 32]), FlowCascade(1, 1, 1, [32, 32])
+    reference.load_state_dict(cascade.state_dict())
+    reference.requires_grad_(False)
+    mean, variance, eta, ent_coef = 0.5, 2.0, 0.8, 0.7
+    jko = JKOStep(cascade, reference, JKOStepSize(eta))
+    optimizer = th.optim.Adam(cascade.parameters(), lr=3e-3)
+    schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
+    features = th.ones(512, 1)
+    for _ in range(800):
+        stale = jko.stale_particles(features, energy_q, 0.0)
+        stale = stale._replace(adjoint=-(stale.outputs - mean) / variance)
+        loss = jko.parallel_loss(features, stale, ent_coef)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with th.no_grad():
+        moved = cascade.integrate(th.ones(50_000, 1), th.randn(50_000, 1)).particles[-1]
+    shrink = 1.0 - eta / variance
+    scale = (shrink + (shrink**2 + 4.0 * eta * ent_coef) ** 0.5) / 2.0
+    assert moved.mean().item() == pytest.approx(eta * mean / variance, abs=0.03)
+    assert moved.std().item() == pytest.approx(scale, abs=0.03)
+
+
+def test_a_sequential_sweep_is_one_implicit_step_per_block() -> None:
+    """
+    Quadratic energy, three blocks, identity at first: block after block solves
+    min (eta / N) |y - m|^2 / (2 s^2) + |y - x|^2 / 2, so x - m shrinks by 1 / (1 + eta / (N s^2)) three times.
+    """
+    cascade, reference = FlowCascade(1, 2, 3, [16, 16]), FlowCascade(1, 2, 3, [16, 16])
+    reference.load_state_dict(cascade.state_dict())
+    reference.requires_grad_(False)
+    mean, variance, eta = th.tensor([0.2, -0.1]), 0.5, 1.5
+
+    def q(action: th.Tensor) -> th.Tensor:
+        return -(action - mean).square().sum(dim=-1) / (2.0 * variance)
+
+    jko = JKOStep(cascade, reference, JKOStepSize(eta), block_training="sequential")
+    features, x_0 = th.ones(256, 1), 0.15 * th.randn(256, 2)  # so near to 0 that the bound is the identity
+    x, energies = x_0, [-q(x_0).mean()]
+    for n in range(3):
+        optimizer = th.optim.Adam(cascade.parameters(), lr=1e-2)
+        schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
+        before = [cascade.block_slice(p.detach().clone(), m) for m in range(3) if m != n for p in cascade.parameters()]
+        for _ in range(400):
+            loss = jko.sequential_loss(n, features, x, q, 0.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        after = [cascade.block_slice(p.detach(), m) for m in range(3) if m != n for p in cascade.parameters()]
+        assert all(th.equal(a, b) for a, b in zip(before, after, strict=True))  # no other block moved
+        with th.no_grad():
+            x, _ = cascade.apply_block(n, features, x)
+        energies.append(-q(x).mean())
+    shrink = (1.0 + eta / (3 * variance)) ** -3
+    th.testing.assert_close(x, mean + shrink * (x_0 - mean), rtol=0.0, atol=0.01)
+    assert energies == sorted(energies, reverse=True)
+
+
 @pytest.mark.parametrize("w2", ["exact", "sinkhorn"])
 def test_planned_trust_regions_vanish_at_the_reference(w2: str) -> None:
     jko = JKOStep(*cascades(2), JKOStepSize(0.5), w2=w2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import ot
 import pytest
 import torch as th
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from sb3_swfp.transport import (
     JKOStepSize,
     interpolate,
     jko_objective,
+    optimal_assignment,
     transport_cost,
     triangle_bound,
     w2_exact,
@@ -59,6 +61,28 @@ def test_exact_distance_in_one_dimension_is_the_sorted_one() -> None:
     x, y = normal(0, 60, 1), 0.5 * normal(1, 60, 1) + 1.0
     expected = w2_paired(x.sort(dim=0).values, y.sort(dim=0).values)
     th.testing.assert_close(w2_exact(x, y), expected, rtol=1e-9, atol=0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 2**16), st.sampled_from([0.1, 1.0, 100.0]), st.booleans())
+def test_assignment_costs_what_the_network_simplex_s_does(n: int, seed: int, size: float, ties: bool) -> None:
+    cost = size * np.random.default_rng(seed).random((n, n))
+    if ties:
+        cost = np.round(cost)
+    columns = optimal_assignment(cost)
+    assert sorted(columns) == list(range(n))
+    uniform = np.full(n, 1.0 / n)
+    assert cost[np.arange(n), columns].mean() == pytest.approx(ot.emd2(uniform, uniform, cost), rel=1e-9, abs=1e-9)
+
+
+def test_exact_distance_is_the_same_with_and_without_pot(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = normal(0, 40, 3), normal(1, 40, 3).requires_grad_(True)
+    own = w2_exact(x, y)
+    (own_gradient,) = th.autograd.grad(own, y)
+    monkeypatch.setattr("sb3_swfp.transport.ASSIGNMENT_MAX_PARTICLES", 0)
+    pot = w2_exact(x, y)
+    th.testing.assert_close(own, pot)
+    th.testing.assert_close(own_gradient, th.autograd.grad(pot, y)[0])
 
 
 def test_exact_distance_of_clouds_of_different_sizes() -> None:
