@@ -120,7 +120,7 @@ def act(policy: FlowActorCriticPolicy, observation: PyTorchObs, deterministic: b
     if m == 1:
         return actions
     candidates = actions.view(n, m, -1)
-    q_values = policy.critic.q_values(policy.critic.features(observation), actions).mean(dim=0).view(n, m)
+    q_values = policy.critic_target.q_values(policy.critic_target.features(observation), actions).mean(dim=0).view(n, m)
     if not deterministic:
         q_values = q_values / policy.temperature + _gumbel(n, m, features.device)
     best = q_values.argmax(dim=1)
@@ -172,13 +172,13 @@ class NumpyActing:
             candidates = actions.reshape(n, m, -1)
             scores = self._q_values(features, actions).mean(axis=0).reshape(n, m)
             if not deterministic:
-                factor = float(policy.critic.scale) / float(policy.temperature)
+                factor = float(policy.critic_target.scale) / float(policy.temperature)
                 scores = scores * np.float32(factor) + _gumbel(n, m, features.device).numpy()
         return th.from_numpy(candidates[np.arange(n), scores.argmax(axis=1)])
 
     def _refresh(self, policy: FlowActorCriticPolicy) -> bool:
         """See that the arrays are the networks' memory. False if they can't be."""
-        cascade, critic = policy.actor_average.cascade, policy.critic.q_networks
+        cascade, critic = policy.actor_average.cascade, policy.critic_target.q_networks
         if self._networks is None or self._networks[0] is not cascade or self._networks[1] is not critic:
             modules = (cascade, cascade.weights, cascade.biases, critic, critic.weights, critic.biases)
             self._networks, self._parameters = (cascade, critic), [module._parameters for module in modules]
@@ -256,7 +256,7 @@ class NumpyActing:
 
 def _fits(policy: FlowActorCriticPolicy) -> bool:
     """Whether the networks are of the kind that :class:`NumpyActing` knows, in the CPU's memory."""
-    actor, critic, space = policy.actor_average, policy.critic, policy.observation_space
+    actor, critic, space = policy.actor_average, policy.critic_target, policy.observation_space
     extractors = (type(actor.features_extractor), type(critic.features_extractor))
     parameters = [*actor.cascade.parameters(), *critic.q_networks.parameters()]
     return (

@@ -1,4 +1,4 @@
-"""Callbacks for long runs: success over fixed episodes, and checkpoints that a kill cannot spoil."""
+"""Callbacks: cloning first, success over fixed episodes, and checkpoints that a kill cannot spoil."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 
+from sb3_swfp.demonstrations import load_demonstrations
 from sb3_swfp.evaluation import EnvSource, EvaluationResult, SuccessRule, close_envs, evaluate_success, make_envs
 from sb3_swfp.files import atomic_path
 
@@ -233,6 +234,72 @@ class AtomicCheckpointCallback(CheckpointCallback):
         if self.verbose >= 2:
             print("Saved checkpoint " + ", ".join(map(str, written)))
         return written
+
+
+class PretrainCallback(BaseCallback):
+    """
+    Clone demonstrations before the first step of ``learn``: offline-to-online training from one YAML entry of RL Zoo.
+
+    A model that is pretrained already (it was loaded, say) is left as it is.
+
+    :param demonstrations: anything that ``load_demonstrations`` takes; those of the replay buffer when omitted
+    :param n_demonstrations: how many of its episodes to use, the first ones; all when omitted
+    :param gradient_steps: most gradient steps to run
+    :param progress_bar: whether to show a progress bar
+    :param verbose: 1 prints what came of it
+    :param pretrain_kwargs: more arguments of ``pretrain``: ``learning_rate``, ``patience``, ``critic_gradient_steps`` ...
+    """
+
+    def __init__(
+        self,
+        demonstrations: Any = None,
+        n_demonstrations: int | None = None,
+        gradient_steps: int = 5_000,
+        progress_bar: bool = False,
+        verbose: int = 1,
+        **pretrain_kwargs: Any,
+    ) -> None:
+        super().__init__(verbose)
+        self.demonstrations = demonstrations
+        self.n_demonstrations = n_demonstrations
+        self.pretrain_kwargs = {"gradient_steps": gradient_steps, "progress_bar": progress_bar} | pretrain_kwargs
+
+    def load_demonstrations(self) -> None:
+        """
+        Load the demonstrations now, so that a missing file shows before anything is run.
+
+        :raises FileNotFoundError: if they aren't there
+        :raises ValueError: if they aren't demonstrations
+        """
+        if self.demonstrations is not None:
+            self.demonstrations = load_demonstrations(self.demonstrations, n_episodes=self.n_demonstrations)
+            self.n_demonstrations = None
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        if not hasattr(model, "pretrain"):
+            raise ValueError(f"PretrainCallback needs an algorithm that has pretrain(), such as SWFP, not {model}")
+        if model.is_pretrained:
+            return
+        self.load_demonstrations()
+        # Cloning logs to a run of its own; the one that learn() has opened goes on afterwards
+        logger = model.logger
+        try:
+            result = model.pretrain(self.demonstrations, **self.pretrain_kwargs)
+        finally:
+            model._logger = logger
+        normalize = model.get_vec_normalize_env()
+        if normalize is not None:
+            # The first observation was normalised before there were statistics
+            model._last_obs = normalize.normalize_obs(model._last_original_obs)
+        if self.verbose >= 1:
+            print(
+                f"Cloned the demonstrations in {result.gradient_steps:,} steps, "
+                f"validation loss {result.validation_loss:.3f} at step {result.best_step:,}"
+            )
+
+    def _on_step(self) -> bool:
+        return True
 
 
 def write_history(path: str | os.PathLike[str], points: Sequence[EvaluationPoint]) -> None:

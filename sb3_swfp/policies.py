@@ -282,6 +282,18 @@ def track(trained: nn.Module, copied: nn.Module, tau: float) -> None:
         old.copy_(new)
 
 
+def every_other(observations: Any) -> Any:
+    """
+    Half of a batch, with half of its demonstrations, wherever in the batch these are.
+
+    :param observations: Observations, as SB3's replay buffers return them
+    :return: Rows 0, 2, 4, ...
+    """
+    if isinstance(observations, dict):
+        return {key: value[::2] for key, value in observations.items()}
+    return observations[::2]
+
+
 def default_features_extractor(
     observation_space: spaces.Space, normalize_images: bool = True
 ) -> type[BaseFeaturesExtractor]:

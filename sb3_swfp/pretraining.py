@@ -35,7 +35,7 @@ class PretrainResult:
 
     :param gradient_steps: Steps that were run
     :param best_step: Step whose averaged weights were kept
-    :param validation_loss: Flow-matching loss of these weights on the held-out episodes
+    :param validation_loss: Flow-matching loss of these weights on the held-out episodes; NaN if none were held out
     :param train_loss: Flow-matching loss at the last report
     """
 
@@ -182,7 +182,8 @@ def clone_demonstrations(
         cloning.best_weights, cloning.best_step = cloning.average.state_dict(), cloning.steps
     model.actor.load_state_dict(cloning.best_weights)
     model.policy.set_training_mode(False)
-    return PretrainResult(cloning.steps, cloning.best_step, cloning.best_loss, loss.item())
+    validation_loss = float("nan") if held_out is None else cloning.best_loss
+    return PretrainResult(cloning.steps, cloning.best_step, validation_loss, loss.item())
 
 
 def _to_tensors(model: SWFP, demonstrations: Demonstrations | None) -> tuple[Observations, th.Tensor] | None:

@@ -35,6 +35,7 @@ from sb3_swfp.policies import (
     MultiInputPolicy,
     bound_action,
     cascade_log_prob,
+    every_other,
     track,
 )
 from sb3_swfp.pretraining import (
@@ -385,7 +386,7 @@ class SWFP(DemonstrationAlgorithm):
         }
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
-        observations = batch.observations
+        observations = every_other(batch.observations)
         with th.no_grad():
             critic_features = self._plan_rows(self.critic.features(observations))
             features_reference = self._plan_rows(self.actor_reference.features(observations))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -30,6 +32,15 @@ def tiny_model(env: Any = "Pendulum-v1", policy: Any = "FlowPolicy", **kwargs: A
     )
     policy_kwargs = dict(n_blocks=2, block_net_arch=[16], net_arch=[64, 64]) | kwargs.pop("policy_kwargs", {})
     return SWFP(policy, env, policy_kwargs=policy_kwargs, **(defaults | kwargs))
+
+
+def subprocess_environment() -> dict[str, str]:
+    """
+    :return: environment in which a subprocess finds this checkout's package, and keeps to one thread
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 
 
 def with_demonstrations(demonstrations: Any, **kwargs: Any) -> dict[str, Any]:

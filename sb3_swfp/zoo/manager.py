@@ -1,0 +1,126 @@
+"""RL Zoo's experiment manager, extended where it does not know of SWFP. Other algorithms are left alone."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import zipfile
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from gymnasium import spaces
+
+import sb3_swfp
+from sb3_swfp.callbacks import PretrainCallback
+from sb3_swfp.demonstrations import DemonstrationReplayBuffer
+from sb3_swfp.swfp import SWFP
+from sb3_swfp.zoo.registration import ALGORITHM, config_path
+
+#: What bad input raises: shown as one line instead of a traceback, unless ``--verbose 2`` asks for it
+_INPUT_ERRORS = (AssertionError, ImportError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile)
+#: Keys of a YAML entry that the Zoo turns into an argument of the algorithm
+_MADE_INTO_ARGUMENTS = {"noise_type", "noise_std"}
+#: A study knows what it sampled of ``replay_buffer_kwargs``, the YAML entry the rest
+_SAMPLED_BUFFER_KWARGS = "sampled_replay_buffer_kwargs"
+
+
+def extend(module: ModuleType) -> None:
+    """
+    Extend ``ExperimentManager`` in place, since other modules hold references to it.
+
+    :param module: ``rl_zoo3.exp_manager``
+    """
+    manager: Any = module.ExperimentManager  # type: ignore[attr-defined]
+    if getattr(manager, "knows_swfp", False):
+        return
+    manager.knows_swfp = True
+    # The Zoo evaluates "replay_buffer_class: ..." with the names of this module
+    module.DemonstrationReplayBuffer, module.sb3_swfp = DemonstrationReplayBuffer, sb3_swfp  # type: ignore[attr-defined]
+    for name, wrap in (
+        ("__init__", _default_config),
+        ("load_trial", _keep_sampled_buffer_kwargs_apart),
+        ("_preprocess_hyperparams", _check_hyperparams),
+        ("create_envs", _check_action_space),
+        ("setup_experiment", _explain_errors),
+    ):
+        original = getattr(manager, name)
+        setattr(manager, name, functools.wraps(original)(wrap(original)))
+
+
+def _default_config(original: Callable[..., None]) -> Callable[..., None]:
+    def __init__(self: Any, args: Any, algo: str, *others: Any, **kwargs: Any) -> None:
+        if algo == ALGORITHM and kwargs.get("config") is None:
+            # The Zoo would look into its own package
+            kwargs["config"] = str(config_path())
+        original(self, args, algo, *others, **kwargs)
+
+    return __init__
+
+
+def _keep_sampled_buffer_kwargs_apart(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_trial(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = original(self, *args, **kwargs)
+        if self.algo == ALGORITHM and "replay_buffer_kwargs" in params:
+            # Under their own name they would replace the YAML entry's, and the demonstrations with them
+            params[_SAMPLED_BUFFER_KWARGS] = params.pop("replay_buffer_kwargs")
+        return params
+
+    return load_trial
+
+
+def _check_hyperparams(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _preprocess_hyperparams(self: Any, hyperparams: dict[str, Any]) -> Any:
+        if self.algo != ALGORITHM:
+            return original(self, hyperparams)
+        sampled = hyperparams.pop(_SAMPLED_BUFFER_KWARGS, {})
+        result = original(self, hyperparams)
+        arguments: dict[str, Any] = result[0]
+        if sampled:
+            arguments["replay_buffer_kwargs"] = dict(arguments.get("replay_buffer_kwargs") or {}) | sampled
+        known = set(inspect.signature(SWFP.__init__).parameters) - {"self", "env", "_init_setup_model"}
+        for key in arguments:
+            if key not in known | _MADE_INTO_ARGUMENTS:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(sorted(known))}"
+                raise ValueError(f"SWFP has no hyperparameter {key!r} ({self.config}): {hint}")
+        return result
+
+    return _preprocess_hyperparams
+
+
+def _check_action_space(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_envs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        env = original(self, *args, **kwargs)
+        if self.algo == ALGORITHM and not isinstance(env.action_space, spaces.Box):
+            env.close()
+            raise ValueError(
+                f"SWFP needs continuous actions (a Box), {self.env_name.gym_id} has {env.action_space}: "
+                "take another environment, or another algorithm (--algo ppo, dqn, ...)"
+            )
+        return env
+
+    return create_envs
+
+
+def _explain_errors(original: Callable[..., Any]) -> Callable[..., Any]:
+    def setup_experiment(self: Any) -> Any:
+        if self.algo != ALGORITHM:
+            return original(self)
+        try:
+            result = original(self)
+            # What would fail at the first step fails here, where the user is still looking
+            for callback in self.callbacks:
+                if isinstance(callback, PretrainCallback):
+                    callback.load_demonstrations()
+            return result
+        except _INPUT_ERRORS as error:
+            if self.verbose >= 2:
+                raise
+            message = f"{type(error).__name__}: {error}"
+            if self.continue_training:
+                message = f"cannot continue from {self.trained_agent}: {message}"
+            raise SystemExit(f"swfp: {message}\n(--verbose 2 shows where it happened)") from error
+
+    return setup_experiment

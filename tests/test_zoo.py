@@ -1,0 +1,218 @@
+"""RL Zoo: registration, the search space, YAML entries with demonstrations, bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
+optuna = pytest.importorskip("optuna")
+
+from sb3_swfp import SWFP  # noqa: E402
+from sb3_swfp.zoo import config_path, register  # noqa: E402
+from sb3_swfp.zoo.tuning import convert_swfp_params, sample_swfp_params  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+HOOK = ROOT / "sb3_swfp" / "zoo" / "startup" / "sb3_swfp_zoo_hook.py"
+
+
+def zoo(*arguments: str, cwd: Path, code: int = 0) -> str:
+    """
+    Run a command of ``python -m sb3_swfp.zoo``.
+
+    :param code: exit code that is expected (any but 0 if it is 1)
+    :return: its output and error messages
+    """
+    command = [sys.executable, "-m", "sb3_swfp.zoo", *arguments]
+    environment = tiny.subprocess_environment()
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    output = result.stdout + result.stderr
+    assert (result.returncode != 0) == (code != 0), output[-3000:]
+    return output
+
+
+def test_register_completes_the_zoo_s_own_dictionaries() -> None:
+    register()
+    register()
+    from rl_zoo3 import hyperparams_opt, utils
+
+    assert utils.ALGOS["swfp"] is SWFP
+    assert hyperparams_opt.HYPERPARAMS_SAMPLER["swfp"] is sample_swfp_params
+    assert hyperparams_opt.HYPERPARAMS_CONVERTER["swfp"] is convert_swfp_params
+    assert config_path() == ROOT / "hyperparams" / "swfp.yml"
+
+
+def test_hook_imports_nothing_until_the_zoo_is_imported() -> None:
+    script = f"""
+import sys, time
+before = set(sys.modules)
+sys.path.insert(0, {str(HOOK.parent)!r})
+start = time.perf_counter()
+import sb3_swfp_zoo_hook
+cost = time.perf_counter() - start
+foreign = {{name for name in set(sys.modules) - before if name.split(".")[0] not in sys.stdlib_module_names}}
+assert foreign == {{"sb3_swfp_zoo_hook"}}, foreign
+print(cost)
+"""
+    costs = []
+    for _ in range(5):  # the first one compiles it
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        costs.append(float(result.stdout))
+    assert min(costs) < 1e-3
+
+
+@pytest.mark.parametrize("with_demonstrations", [False, True])
+@pytest.mark.parametrize("her", [False, True])
+def test_every_point_of_the_search_space_makes_a_model(with_demonstrations: bool, her: bool) -> None:
+    kwargs = {"demonstrations": "demos.npz"} if with_demonstrations else {}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        trial = study.ask()
+        arguments = sample_swfp_params(trial, 1, 1, {"using_her_replay_buffer": her, "her_kwargs": kwargs})
+        buffer_kwargs: dict[str, Any] = arguments.pop("replay_buffer_kwargs", {})
+        assert ("demonstration_share" in buffer_kwargs) == with_demonstrations
+        assert ("n_sampled_goal" in buffer_kwargs) == her
+        assert buffer_kwargs.get("demonstrations") == kwargs.get("demonstrations")
+        SWFP("FlowPolicy", "Pendulum-v1", buffer_size=10, **arguments)
+        # What a study stores, and --trial-id reads, converts to the same arguments
+        converted = convert_swfp_params(trial.params)
+        assert converted.pop("replay_buffer_kwargs", {}).items() <= buffer_kwargs.items()
+        assert converted == arguments
+
+
+def write_demonstrations(path: Path) -> Path:
+    """Pendulum's spaces, random actions."""
+    from sb3_swfp.demonstrations import Demonstrations, Episode
+
+    random = np.random.default_rng(0)
+    episodes = [
+        Episode(
+            observations=random.uniform(-1.0, 1.0, (21, 3)).astype(np.float32),
+            actions=random.uniform(-2.0, 2.0, (20, 1)).astype(np.float32),
+            rewards=random.uniform(-1.0, 0.0, 20).astype(np.float32),
+            terminations=np.zeros(20, dtype=bool),
+            truncations=np.arange(20) == 19,
+        )
+        for _ in range(3)
+    ]
+    Demonstrations(episodes).save(path)
+    return path
+
+
+def offline_to_online(folder: Path) -> Path:
+    """A YAML file whose one entry clones demonstrations, keeps them in play, and goes on online."""
+    write_demonstrations(folder / "demos.npz")
+    path = folder / "offline_to_online.yml"
+    path.write_text(
+        """
+Pendulum-v1:
+  n_timesteps: 250
+  policy: FlowPolicy
+  learning_starts: 50
+  batch_size: 32
+  replay_buffer_class: DemonstrationReplayBuffer
+  replay_buffer_kwargs: "dict(demonstrations='demos.npz', demonstration_share=0.25)"
+  callback:
+    - sb3_swfp.callbacks.PretrainCallback:
+        gradient_steps: 30
+"""
+    )
+    return path
+
+
+def test_one_yaml_entry_goes_from_demonstrations_to_online(tmp_path: Path) -> None:
+    config = offline_to_online(tmp_path)
+    command = ("train", "--algo", "swfp", "--env", "Pendulum-v1", "-conf", str(config), "--eval-freq", "-1")
+    output = zoo(*command, "--log-interval", "1", "--save-replay-buffer", cwd=tmp_path)
+    assert "Cloned the demonstrations in 30 steps" in output
+    assert "demonstration_share  | 0.25" in output
+    folder = tmp_path / "logs" / "swfp" / "Pendulum-v1_1"
+    assert SWFP.load(folder / "Pendulum-v1.zip").is_pretrained
+    # Resumed with the saved buffer: nothing is cloned again
+    output = zoo(*command, "-i", str(folder / "Pendulum-v1.zip"), cwd=tmp_path)
+    assert "Loading replay buffer" in output and "Cloned" not in output
+
+
+def test_two_workers_share_a_study_and_its_trial_retrains(tmp_path: Path) -> None:
+    config = offline_to_online(tmp_path)
+    storage = ("--storage", f"sqlite:///{tmp_path / 'study.db'}", "--study-name", "swfp")
+    train = ("train", "--algo", "swfp", "--env", "Pendulum-v1", "-conf", str(config), "-n", "220", "--eval-freq", "-1")
+    search = (*train, *storage, "-optimize", "--max-total-trials", "4", "--n-evaluations", "1", "--no-optim-plots")
+    command = [sys.executable, "-m", "sb3_swfp.zoo", *search, "--eval-episodes", "1"]
+    environment = tiny.subprocess_environment()
+    workers = [
+        subprocess.Popen([*command, "--seed", str(seed)], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+        for seed in range(2)
+    ]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    study = optuna.load_study(study_name="swfp", storage=storage[1])
+    # Both may ask for a trial at the same moment, so there can be one more
+    assert len(study.trials) in (4, 5) and study.best_trial.params["demonstration_share"] > 0.0
+    output = zoo(
+        *train, *storage, "--trial-id", str(max(study.best_trial.number, 1)), "--log-interval", "1", cwd=tmp_path
+    )
+    share = study.trials[max(study.best_trial.number, 1)].params["demonstration_share"]
+    assert f"'demonstration_share': {share}" in output and "Cloned the demonstrations" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env", "CartPole-v1"], "SWFP needs continuous actions"),
+        (["--env", "Pendulum-v1", "-params", "jko_stepsize:0.1"], "did you mean 'jko_step_size'"),
+        (["--env", "Pendulum-v1", "-i", "sac.zip"], "cannot continue from sac.zip"),
+        (["--env", "Pendulum-v1", "-i", "truncated.zip"], "cannot continue from truncated.zip"),
+        (["--env", "Pendulum-v1", "-conf", "missing.yml"], "nowhere.npz"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    from stable_baselines3 import SAC
+
+    SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, policy_kwargs={"net_arch": [8]}).save(tmp_path / "sac.zip")
+    whole = (tmp_path / "sac.zip").read_bytes()
+    (tmp_path / "truncated.zip").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "missing.yml").write_text(
+        "Pendulum-v1:\n  n_timesteps: 100\n  policy: FlowPolicy\n"
+        "  callback:\n    - sb3_swfp.callbacks.PretrainCallback:\n        demonstrations: nowhere.npz\n"
+    )
+    output = zoo("train", "--algo", "swfp", *arguments, "-n", "100", cwd=tmp_path, code=1)
+    assert "Traceback" not in output
+    (line,) = (line for line in output.splitlines() if line.startswith("swfp: "))
+    assert message in line
+
+
+def test_module_command_names_its_commands(tmp_path: Path) -> None:
+    assert "usage: python -m sb3_swfp.zoo {train," in zoo("trian", cwd=tmp_path, code=1)
+
+
+def test_other_algorithms_are_left_alone(tmp_path: Path) -> None:
+    output = zoo("train", "--algo", "sac", "--env", "CartPole-v1", "-n", "10", cwd=tmp_path, code=1)
+    assert "Traceback" in output and "swfp" not in output.splitlines()[-1]
+
+
+def test_hook_survives_a_broken_registration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("hook_under_test", HOOK)
+    assert spec is not None and spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    finders = list(sys.meta_path)
+    try:
+        spec.loader.exec_module(hook)
+
+        class Broken:
+            def create_module(self, spec: object) -> None:
+                return None
+
+            def exec_module(self, module: Any) -> None:
+                module.__name__ = "rl_zoo3.utils"  # without ALGOS
+
+        hook._Loader(Broken()).exec_module(type(sys)("rl_zoo3.utils"))
+    finally:
+        sys.meta_path[:] = finders
+    assert "sb3_swfp: could not register with RL Zoo" in capsys.readouterr().err
