@@ -27,6 +27,7 @@ from sb3_swfp.demonstrations import Demonstrations
 
 # Everything that one may want to turn. "swfp" goes to SWFP(...) as it is, together with the task's own settings.
 SETTINGS: dict[str, Any] = {
+    "demonstration_share": 0.5,
     "pretrain_steps": 3_000,
     "eval_episodes": 50,
     "swfp": {
@@ -48,21 +49,19 @@ class Task:
     :param dataset: Minari id
     :param env: environment id
     :param demonstrations: how many episodes to use
-    :param share: their share of every batch
     :param swfp: arguments of SWFP, on top of ``SETTINGS["swfp"]``
     """
 
     dataset: str
     env: str
     demonstrations: int
-    share: float = 0.5
     swfp: dict[str, Any] = field(default_factory=dict)
 
 
 TASKS = {
     "door": Task("adroit/door-expert-v0", "AdroitHandDoorSparse-v1", 10),
     # Every goal is another one, and half of these demonstrations hardly reach theirs: more is to be learned online
-    "pen": Task("adroit/pen-expert-v0", "AdroitHandPenSparse-v1", 10, 0.25, {"gradient_steps": 2, "policy_delay": 4}),
+    "pen": Task("adroit/pen-expert-v0", "AdroitHandPenSparse-v1", 10, {"gradient_steps": 2, "policy_delay": 4}),
     "door-human": Task("adroit/door-human-v0", "AdroitHandDoorSparse-v1", 25),
 }
 
@@ -144,12 +143,12 @@ def make_model(task: Task, demonstrations: Demonstrations, out: Path, seed: int)
     """Make SWFP as SB3's algorithms are made; the demonstrations come in through the replay buffer."""
     return SWFP(
         "FlowPolicy",
-        # As they are: scaled by the few demonstrations' deviations, the goal drowns in joint angles (docs/experiments.md)
+        # Not normalised: with the deviations of 10 demonstrations as scales, pen learned less (docs/experiments.md)
         make_vec_env(lambda: make_env(task.env), n_envs=1, seed=seed),
         replay_buffer_class=DemonstrationReplayBuffer,
         replay_buffer_kwargs={
             "demonstrations": demonstrations,
-            "demonstration_share": task.share,
+            "demonstration_share": SETTINGS["demonstration_share"],
         },
         tensorboard_log=str(out / "tensorboard"),
         seed=seed,

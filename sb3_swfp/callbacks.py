@@ -247,7 +247,7 @@ class PretrainCallback(BaseCallback):
     :param gradient_steps: most gradient steps to run
     :param progress_bar: whether to show a progress bar
     :param verbose: 1 prints what came of it
-    :param pretrain_kwargs: more arguments of ``pretrain``: ``learning_rate``, ``patience``, ``critic_gradient_steps`` ...
+    :param pretrain_kwargs: more arguments of ``pretrain``, such as ``learning_rate`` or ``patience``
     """
 
     def __init__(

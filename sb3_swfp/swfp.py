@@ -213,6 +213,10 @@ class SWFP(DemonstrationAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        if not issubclass(self.policy_class, FlowActorCriticPolicy):
+            raise ValueError(
+                f"SWFP needs a FlowActorCriticPolicy, not {self.policy_class.__name__}: is this another algorithm's file?"
+            )
         super()._setup_model()
         self._create_aliases()
         if self._step_size is None or self._step_size_spec != self.jko_step_size:

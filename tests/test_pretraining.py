@@ -62,6 +62,21 @@ def test_cloning_recovers_every_mode_with_its_weight(action_dim: int, n_blocks: 
     assert (distances < 4.0 * MODE_SD).float().mean() > 0.8
 
 
+def test_a_clone_depends_on_the_state() -> None:
+    # With one Euler step a block it overshoots by a tenth (docs/algorithm.md, pretraining); with four it must not
+    actor = make_actor(1, euler_steps=4)
+    cloning = BehaviourCloning(actor, learning_rate=5e-3, average_decay=0.99)
+    for _ in range(300):
+        observations = 2.0 * th.rand(512, 1) - 1.0
+        cloning.step(observations, 0.6 * observations)
+    for state in (-1.0, 0.0, 1.0):
+        with th.no_grad():
+            particles = cloning.average.cascade.integrate(th.full((1, 1), state), th.randn(2000, 1)).particles
+        actions = bound_action(particles[-1])
+        assert actions.mean().item() == pytest.approx(0.6 * state, abs=0.05)
+        assert actions.std().item() < 0.1
+
+
 def test_loss_of_the_perfect_velocity_is_the_variance_that_remains() -> None:
     # One action a: the velocity from x_t is (a - x_t) / (1 - t), known exactly, so the least loss is 0; the velocity
     # zero, a new cascade's, has E (a - x_0)^2 = a^2 + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,21 +52,15 @@ def test_register_completes_the_zoo_s_own_dictionaries() -> None:
 
 def test_hook_imports_nothing_until_the_zoo_is_imported() -> None:
     script = f"""
-import sys, time
+import sys
 before = set(sys.modules)
 sys.path.insert(0, {str(HOOK.parent)!r})
-start = time.perf_counter()
 import sb3_swfp_zoo_hook
-cost = time.perf_counter() - start
 foreign = {{name for name in set(sys.modules) - before if name.split(".")[0] not in sys.stdlib_module_names}}
 assert foreign == {{"sb3_swfp_zoo_hook"}}, foreign
-print(cost)
 """
-    costs = []
-    for _ in range(5):  # the first one compiles it
-        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        costs.append(float(result.stdout))
-    assert min(costs) < 1e-3
+    # -S, since the hook may be installed here and have run already
+    subprocess.run([sys.executable, "-S", "-c", script], check=True)
 
 
 @pytest.mark.parametrize("with_demonstrations", [False, True])
@@ -132,7 +127,7 @@ def test_one_yaml_entry_goes_from_demonstrations_to_online(tmp_path: Path) -> No
     command = ("train", "--algo", "swfp", "--env", "Pendulum-v1", "-conf", str(config), "--eval-freq", "-1")
     output = zoo(*command, "--log-interval", "1", "--save-replay-buffer", cwd=tmp_path)
     assert "Cloned the demonstrations in 30 steps" in output
-    assert "demonstration_share  | 0.25" in output
+    assert re.search(r"demonstration_share\s*\| 0.25", output)
     folder = tmp_path / "logs" / "swfp" / "Pendulum-v1_1"
     assert SWFP.load(folder / "Pendulum-v1.zip").is_pretrained
     # Resumed with the saved buffer: nothing is cloned again
@@ -147,6 +142,8 @@ def test_two_workers_share_a_study_and_its_trial_retrains(tmp_path: Path) -> Non
     search = (*train, *storage, "-optimize", "--max-total-trials", "4", "--n-evaluations", "1", "--no-optim-plots")
     command = [sys.executable, "-m", "sb3_swfp.zoo", *search, "--eval-episodes", "1"]
     environment = tiny.subprocess_environment()
+    # Two workers that both find no tables in a new SQLite file get into each other's way (docs/zoo.md)
+    optuna.create_study(study_name="swfp", storage=storage[1], direction="maximize")
     workers = [
         subprocess.Popen([*command, "--seed", str(seed)], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
         for seed in range(2)
