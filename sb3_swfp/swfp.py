@@ -215,7 +215,7 @@ class SWFP(DemonstrationAlgorithm):
     def _setup_model(self) -> None:
         if not issubclass(self.policy_class, FlowActorCriticPolicy):
             raise ValueError(
-                f"SWFP needs a FlowActorCriticPolicy, not {self.policy_class.__name__}: is this another algorithm's file?"
+                f"SWFP needs a FlowActorCriticPolicy, not {self.policy_class.__name__}: another algorithm's file?"
             )
         super()._setup_model()
         self._create_aliases()

@@ -32,7 +32,7 @@ def extend(module: ModuleType) -> None:
 
     :param module: ``rl_zoo3.exp_manager``
     """
-    manager: Any = module.ExperimentManager  # type: ignore[attr-defined]
+    manager: Any = module.ExperimentManager
     if getattr(manager, "knows_swfp", False):
         return
     manager.knows_swfp = True

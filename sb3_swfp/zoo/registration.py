@@ -38,13 +38,12 @@ def complete(module: ModuleType) -> None:
     if name == "rl_zoo3.utils":
         from sb3_swfp.swfp import SWFP
 
-        module.ALGOS[ALGORITHM] = SWFP  # type: ignore[attr-defined]
-        # "default_path" is where the Zoo looks for <algorithm>.yml, and that is inside its own package
+        module.ALGOS[ALGORITHM] = SWFP
     elif name == "rl_zoo3.hyperparams_opt":
         from sb3_swfp.zoo import tuning
 
-        module.HYPERPARAMS_SAMPLER[ALGORITHM] = tuning.sample_swfp_params  # type: ignore[attr-defined]
-        module.HYPERPARAMS_CONVERTER[ALGORITHM] = tuning.convert_swfp_params  # type: ignore[attr-defined]
+        module.HYPERPARAMS_SAMPLER[ALGORITHM] = tuning.sample_swfp_params
+        module.HYPERPARAMS_CONVERTER[ALGORITHM] = tuning.convert_swfp_params
     elif name == "rl_zoo3.exp_manager":
         from sb3_swfp.zoo.manager import extend
 
