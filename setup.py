@@ -75,6 +75,7 @@ EXTRAS["dev"] = [
     *EXTRAS["minari"],
     *EXTRAS["hdf5"],
     "hypothesis",
+    "psycopg[binary]",  # RL Zoo's studies on PostgreSQL
     "mypy>=1.11",
     "pytest>=8",
     "pytest-xdist>=3.5",
