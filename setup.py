@@ -80,6 +80,7 @@ EXTRAS["dev"] = [
     "pytest>=8",
     "pytest-xdist>=3.5",
     "ruff>=0.6",
+    "setuptools>=70.1",  # builds the package in tests/test_zoo_install.py, without the network
 ]
 
 setup(

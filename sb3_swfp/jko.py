@@ -27,7 +27,7 @@ from sb3_swfp.transport import (
 #: Particles per state when the trust region is not paired: an optimal plan needs several particles of ONE state
 PLAN_PARTICLES = 16
 #: States and particles for the exact W2 that is logged each epoch
-_EXACT_STATES, _EXACT_PARTICLES = 2, 32
+_EXACT_STATES, _EXACT_PARTICLES = 4, 32
 
 QFunction = Callable[[th.Tensor], th.Tensor]
 

@@ -26,6 +26,7 @@ def make_policy(
     for parameter in (*policy.actor_average.parameters(), *policy.critic.parameters()):
         parameter.data += 0.3 * th.randn(parameter.shape, generator=generator)
     policy.critic.scale.fill_(3.0)
+    policy.critic_target.load_state_dict(policy.critic.state_dict())
     policy.temperature.fill_(0.5)
     policy.critic_is_ripe.fill_(ripe)
     policy.set_training_mode(False)

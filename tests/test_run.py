@@ -34,7 +34,7 @@ def tiny_like(model: Any) -> Any:
 @pytest.mark.parametrize("n_blocks", [1, 3, 5, 10])
 @pytest.mark.parametrize("block_training", ["parallel", "sequential"])
 def test_every_block_trains(n_blocks: int, block_training: str) -> None:
-    model = tiny_model(policy_kwargs={"n_blocks": n_blocks}, block_training=block_training)
+    model = tiny_model(policy_kwargs={"n_blocks": n_blocks}, block_training=block_training, batch_size=128)
     before = weights(model.actor.cascade)
     model.learn(60)
     cascade = model.actor.cascade
@@ -45,7 +45,8 @@ def test_every_block_trains(n_blocks: int, block_training: str) -> None:
             assert moved > 0 or (name == "time_weight" and n == 0), f"{name} of block {n}"
     logged = assert_trained(model)
     assert logged["n_updates"] == 40 and f"transport_cost_block_{n_blocks}" in logged
-    assert logged["w2_exact"] <= logged["w2_paired"] * 1.5  # another sample, but never far above
+    # Other states and noise (4 x 32 particles, 64 rows), but never far above
+    assert logged["w2_exact"] <= logged["w2_paired"] * 1.5
     assert (logged["staleness"] == 0.0) == (n_blocks == 1)
 
 

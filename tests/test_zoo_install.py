@@ -43,6 +43,8 @@ class Install:
         others = [path for path in sys.path if path.endswith("site-packages")]
         (site / "zz_the_tests_packages.pth").write_text("\n".join(others) + "\n")
         self.site = site
+        # Python's own old setuptools would hide the one that the tests run with, and can't build wheels
+        self.run("-m", "pip", "uninstall", "--quiet", "--yes", "setuptools")
         flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--ignore-installed"]
         self.run("-m", "pip", "install", *flags, *(["-e"] if editable else []), str(source))
 
@@ -103,7 +105,7 @@ def test_hook_can_be_switched_off(install: Install) -> None:
 
 
 def test_the_zoo_s_commands(install: Install) -> None:
-    output = install.run(*TRAIN, "-n", "260", "--eval-freq", "130", "--eval-episodes", "1", "--seed", "1", "-P")
+    output = install.run(*TRAIN, "-n", "260", "--eval-freq", "130", "--eval-episodes", "2", "--seed", "1", "-P")
     assert "Saving to logs/swfp/Pendulum-v1_1" in output
     assert (install.work / "logs/swfp/Pendulum-v1_1/best_model.zip").exists()
     of_the_run = ("--algo", "swfp", "--env", "Pendulum-v1", "-f", "logs/")
@@ -124,8 +126,12 @@ def test_the_zoo_s_commands(install: Install) -> None:
 
 @pytest.mark.parametrize("command", ["push_to_hub", "load_from_hub"])
 def test_the_hub_s_commands_know_swfp(install: Install, command: str) -> None:
-    output = install.run("-m", f"rl_zoo3.{command}", "--algo", "swfp", "--help")
-    assert "swfp" in output
+    try:
+        install.run("-m", f"rl_zoo3.{command}", "--algo", "sac", "--help", SB3_SWFP_ZOO_HOOK="0")
+    except AssertionError as error:
+        # rl_zoo3 2.9.2 with sb3-team-hf-integration 3.2: push_to_hub cannot be imported, whatever the algorithm
+        pytest.skip(f"RL Zoo's own command fails without SWFP: {str(error).splitlines()[-1]}")
+    assert "swfp" in install.run("-m", f"rl_zoo3.{command}", "--algo", "swfp", "--help")
 
 
 def test_the_command_without_a_hook(install: Install) -> None:
