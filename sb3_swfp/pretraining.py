@@ -20,7 +20,7 @@ from sb3_swfp.policies import FlowActor, track
 from sb3_swfp.transport import interpolate
 
 if TYPE_CHECKING:
-    from sb3_swfp.swfp import SWFP
+    from sb3_swfp.flow_algorithm import FlowAlgorithm
 
 Observations = th.Tensor | dict[str, th.Tensor]
 
@@ -132,7 +132,7 @@ class BehaviourCloning:
 
 
 def clone_demonstrations(
-    model: SWFP,
+    model: FlowAlgorithm,
     demonstrations: Demonstrations,
     gradient_steps: int,
     batch_size: int,
@@ -186,7 +186,7 @@ def clone_demonstrations(
     return PretrainResult(cloning.steps, cloning.best_step, validation_loss, loss.item())
 
 
-def _to_tensors(model: SWFP, demonstrations: Demonstrations | None) -> tuple[Observations, th.Tensor] | None:
+def _to_tensors(model: FlowAlgorithm, demonstrations: Demonstrations | None) -> tuple[Observations, th.Tensor] | None:
     """Observations, normalised as the environment's are, and scaled actions."""
     if demonstrations is None:
         return None
@@ -214,7 +214,7 @@ def _batches(data: tuple[Observations, th.Tensor], size: int = 1024) -> list[tup
 
 
 @th.no_grad()
-def particle_spread(model: SWFP, demonstrations: Demonstrations, n_states: int = 1024) -> float:
+def particle_spread(model: FlowAlgorithm, demonstrations: Demonstrations, n_states: int = 1024) -> float:
     """
     How far a clone's particles lie apart: root mean square deviation per action dimension within a state, in units of
     the scaled action space.
@@ -237,7 +237,7 @@ def particle_spread(model: SWFP, demonstrations: Demonstrations, n_states: int =
 
 
 def pretrain_critic(
-    model: SWFP, demonstrations: Demonstrations, gradient_steps: int, batch_size: int, progress_bar: bool
+    model: FlowAlgorithm, demonstrations: Demonstrations, gradient_steps: int, batch_size: int, progress_bar: bool
 ) -> None:
     """
     Train the critics on demonstrations alone, by the same step as online.

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import (
@@ -20,35 +16,20 @@ from stable_baselines3.common.type_aliases import (
     ReplayBufferSamples,
     Schedule,
 )
-from torch.nn import functional as F
 
-from sb3_swfp.base import DemonstrationAlgorithm
 from sb3_swfp.checks import check_arguments
-from sb3_swfp.critics import SoftQEnsemble
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
+from sb3_swfp.flow_algorithm import FlowAlgorithm
 from sb3_swfp.jko import PLAN_PARTICLES, JKOStep
 from sb3_swfp.policies import (
     CnnPolicy,
-    FlowActor,
     FlowActorCriticPolicy,
     MlpPolicy,
     MultiInputPolicy,
-    bound_action,
-    cascade_log_prob,
     every_other,
     track,
 )
-from sb3_swfp.pretraining import (
-    PretrainResult,
-    clone_demonstrations,
-    fit_normaliser,
-    particle_spread,
-    pretrain_critic,
-    return_scale,
-)
-from sb3_swfp.ripeness import CriticRipeness
 from sb3_swfp.transport import JKOStepSize
-from sb3_swfp.trial import CriticTrial
 
 SelfSWFP = TypeVar("SelfSWFP", bound="SWFP")
 
@@ -56,11 +37,9 @@ SelfSWFP = TypeVar("SelfSWFP", bound="SWFP")
 #: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
 #: clone with a spread of 0.03 (AdroitHandDoor): docs/experiments.md
 DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.03, 0.01
-#: Initial temperature after pretraining with ``ent_coef="auto"``, relative to the size of the returns
-_INITIAL_TEMPERATURE = 1e-3
 
 
-class SWFP(DemonstrationAlgorithm):
+class SWFP(FlowAlgorithm):
     """
     Stepwise Flow Policy: a flow-matching policy, cloned from demonstrations or not, improved online by JKO steps.
 
@@ -117,12 +96,6 @@ class SWFP(DemonstrationAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy: FlowActorCriticPolicy
-    actor: FlowActor
-    actor_reference: FlowActor
-    actor_average: FlowActor
-    critic: SoftQEnsemble
-    critic_target: SoftQEnsemble
     block_optimizer: th.optim.Optimizer
 
     def __init__(
@@ -201,10 +174,6 @@ class SWFP(DemonstrationAlgorithm):
         self.jko_step_size, self.jko_epoch = jko_step_size, jko_epoch
         self.block_training, self.w2 = block_training, w2
         self.policy_delay, self.critic_warmup = policy_delay, critic_warmup
-        self.is_pretrained = False
-        self.clone_spread = 0.0
-        self.ripeness = CriticRipeness()
-        self._trial = CriticTrial(1)  # as many as there are environments, once learning starts
         self._step_size: JKOStepSize | None = None
         self._step_size_spec: float | str | None = None
         self._metrics: dict[str, Any] = {}
@@ -213,12 +182,7 @@ class SWFP(DemonstrationAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        if not issubclass(self.policy_class, FlowActorCriticPolicy):
-            raise ValueError(
-                f"SWFP needs a FlowActorCriticPolicy, not {self.policy_class.__name__}: another algorithm's file?"
-            )
         super()._setup_model()
-        self._create_aliases()
         if self._step_size is None or self._step_size_spec != self.jko_step_size:
             # Kept over save and load, unless load() was given another one
             self._step_size, self._step_size_spec = self._make_step_size(), self.jko_step_size
@@ -245,70 +209,9 @@ class SWFP(DemonstrationAlgorithm):
         target = DEFAULT_TARGET_OF_SPREAD * self.clone_spread if self.is_pretrained else DEFAULT_TARGET
         return JKOStepSize(f"auto_{target}")
 
-    def _create_aliases(self) -> None:
-        self.actor = self.policy.actor
-        self.actor_reference = self.policy.actor_reference
-        self.actor_average = self.policy.actor_average
-        self.critic = self.policy.critic
-        self.critic_target = self.policy.critic_target
-
-    def pretrain(
-        self: SelfSWFP,
-        demonstrations: Any = None,
-        gradient_steps: int = 5000,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        validation_fraction: float = 0.1,
-        patience: int = 1000,
-        critic_gradient_steps: int = 0,
-        progress_bar: bool = False,
-        tb_log_name: str = "SWFP_pretrain",
-    ) -> PretrainResult:
-        """
-        Clone demonstrations: conditional flow matching of all blocks at once, and then, optionally, critic training on
-        the same data. A ``VecNormalize`` that has seen no data yet takes its statistics from the demonstrations.
-
-        :param demonstrations: Anything :func:`load_demonstrations` takes; those of the replay buffer when omitted. A
-            ``DemonstrationReplayBuffer`` that has none yet keeps these in play
-        :param gradient_steps: Most gradient steps to run
-        :param batch_size: Transitions per gradient step; each block sees all of them
-        :param learning_rate: AdamW's learning rate
-        :param validation_fraction: Share of the episodes that is held out for early stopping
-        :param patience: Stop after so many gradient steps without a better validation loss
-        :param critic_gradient_steps: Gradient steps of the critics on the demonstrations afterwards
-        :param progress_bar: Show a progress bar
-        :param tb_log_name: Name of the TensorBoard run
-        :return: Losses and the step whose weights were kept
-        :raises ValueError: if there are no demonstrations, or they don't fit the environment
-        """
-        check_arguments(gradient_steps=gradient_steps, batch_size=batch_size, patience=patience)
-        data = self._demonstrations_for_pretraining(demonstrations)
-        fit_normaliser(self._vec_normalize_env, data, self.gamma)
-        result = clone_demonstrations(
-            self,
-            data,
-            gradient_steps,
-            batch_size,
-            learning_rate,
-            validation_fraction,
-            patience,
-            progress_bar,
-            tb_log_name,
-        )
-        for frozen in (self.actor_reference, self.actor_average):
-            frozen.load_state_dict(self.actor.state_dict())
-        self.is_pretrained = True
-        self.clone_spread = particle_spread(self, data)
-        scale = return_scale(data, self._vec_normalize_env, self.gamma)
-        for critic in (self.critic, self.critic_target):
-            critic.scale.fill_(scale)
-        if self.ent_coef == "auto" and self.log_ent_coef is not None:
-            self.log_ent_coef.data.fill_(float(np.log(_INITIAL_TEMPERATURE * scale)))
-            self._set_temperature()
+    def _after_cloning(self) -> None:
         self._step_size = self.jko.step_size = self._make_step_size()
-        if critic_gradient_steps > 0:
-            pretrain_critic(self, data, critic_gradient_steps, batch_size, progress_bar)
-        return result
+        self._set_temperature()
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -353,41 +256,6 @@ class SWFP(DemonstrationAlgorithm):
         if not self.is_pretrained:
             return True  # nothing to protect
         return bool(self.policy.critic_is_ripe) and self.ripeness.may_point(self.critic_warmup)
-
-    def train_critic(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
-        """
-        One gradient step of the soft-Q ensemble towards
-        ``r + gamma^n (min over a random pair of Q_target(s', a') - alpha log pi(a'|s'))`` (REDQ, arXiv 2101.05982).
-
-        :param batch: Transitions
-        :param ent_coef: Entropy coefficient
-        :return: Metrics
-        """
-        discounts = self.gamma if batch.discounts is None else batch.discounts.T
-        with th.no_grad():
-            features = self.actor_average.features(batch.next_observations)
-            noise = self.actor_average.noise(len(features))
-            sweep = self.actor_average.cascade.integrate(features, noise, log_det=ent_coef > 0.0)
-            pair = th.randperm(self.critic.n_critics)[:2]
-            next_q = self.critic_target(batch.next_observations, bound_action(sweep.particles[-1]), pair).amin(dim=0)
-            if ent_coef > 0.0:
-                next_q = next_q - ent_coef * cascade_log_prob(sweep)
-            target = batch.rewards.T + (1.0 - batch.dones.T) * discounts * next_q
-        q_values = self.critic(batch.observations, batch.actions)
-        # In units of the scale; a sum over the ensemble, so that each member learns as it would alone
-        loss = 0.5 * F.mse_loss(q_values / self.critic.scale, (target / self.critic.scale).expand_as(q_values))
-        loss = loss * self.critic.n_critics
-        self.critic.optimizer.zero_grad()
-        loss.backward()
-        self.critic.optimizer.step()
-        q_mean = q_values.mean().item()
-        self.ripeness.update(q_mean, target.abs().mean().item())
-        return {
-            "critic_loss": loss.detach(),
-            "q_mean": q_mean,
-            "critic_drift": self.ripeness.drift,
-            "critic_is_ripe": self.policy.critic_is_ripe,
-        }
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
         observations = every_other(batch.observations)
@@ -461,47 +329,6 @@ class SWFP(DemonstrationAlgorithm):
             loss.backward()
             self.ent_coef_optimizer.step()
 
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if not self.is_pretrained:
-            return super()._sample_action(learning_starts, action_noise, n_envs)
-        # Uniform noise would throw a clone away: its own roll-outs fill the buffer from the first step on
-        actions, buffer_actions = super()._sample_action(0, action_noise, n_envs)
-        picking = self._trial.picking
-        if self._critic_on_trial() and len(picking) == n_envs and picking.any():
-            with self._as_if_ripe():
-                picked, buffer_picked = super()._sample_action(0, action_noise, n_envs)
-            actions[picking], buffer_actions[picking] = picked[picking], buffer_picked[picking]
-        return actions, buffer_actions
-
-    @contextmanager
-    def _as_if_ripe(self) -> Iterator[None]:
-        self.policy.critic_is_ripe.fill_(True)
-        try:
-            yield
-        finally:
-            self.policy.critic_is_ripe.fill_(False)
-
-    def _critic_on_trial(self) -> bool:
-        return self.is_pretrained and not self.policy.critic_is_ripe and self.ripeness.settled(self.critic_warmup)
-
-    def _after_transition(self, rewards: np.ndarray, dones: np.ndarray) -> None:
-        if self.is_pretrained and not self.policy.critic_is_ripe:
-            on_trial = self._critic_on_trial()
-            for episode_return, picked in self._trial.step(rewards, dones, on_trial):
-                if on_trial:
-                    self.ripeness.add_episode(episode_return, picked)
-            # With one candidate there is nothing to pick, hence nothing to try
-            if self.ripeness.picks_pay or (on_trial and self.policy.n_candidates == 1):
-                self.policy.critic_is_ripe.fill_(True)
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        result = super()._setup_learn(*args, **kwargs)
-        if len(self._trial.picking) != self.n_envs:
-            self._trial = CriticTrial(self.n_envs)
-        return result
-
     def learn(
         self: SelfSWFP,
         total_timesteps: int | float,
@@ -517,8 +344,7 @@ class SWFP(DemonstrationAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
-        rebuilt = ["actor", "actor_reference", "actor_average", "critic", "critic_target", "jko", "block_optimizer"]
-        return [*super()._excluded_save_params(), *rebuilt, "_demonstrations_required"]
+        return [*super()._excluded_save_params(), "jko", "block_optimizer"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts = ["policy", "actor.optimizer", "critic.optimizer"]
