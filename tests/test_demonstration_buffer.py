@@ -1,4 +1,4 @@
-"""The replay buffer with demonstrations: shares, n-step returns, hindsight goals, normalisation, saving, SB3's SAC."""
+"""The replay buffer with demonstrations: shares, n-step returns, hindsight goals, normalisation, saving."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stable_baselines3 import SAC, HerReplayBuffer
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -432,70 +432,3 @@ def test_hindsight_has_no_n_step_returns() -> None:
         DemonstrationReplayBuffer(
             100, env.observation_space, env.action_space, n_steps=3, online_buffer_class=HerReplayBuffer, env=env
         )
-
-
-def pendulum_demonstrations(tmp_path: Path) -> str:
-    env, rng = gym.make("Pendulum-v1"), np.random.default_rng(0)
-    observations, actions, rewards = [env.reset(seed=0)[0]], [], []
-    for _ in range(30):
-        actions.append(rng.uniform(-2, 2, 1).astype(np.float32))
-        observation, reward, *_ = env.step(actions[-1])
-        observations.append(observation)
-        rewards.append(float(reward))
-    never = np.zeros(30, bool)
-    path = tmp_path / "pendulum.npz"
-    Demonstrations([Episode(np.array(observations), np.array(actions), np.array(rewards), never, never)]).save(path)
-    return str(path)
-
-
-@pytest.mark.parametrize("n_steps", [1, 3])
-@pytest.mark.parametrize("n_envs", [1, 2])
-def test_in_sac(tmp_path: Path, n_steps: int, n_envs: int) -> None:
-    """As any replay buffer class of SB3: settings that a YAML file can hold, normalised environments, save and load."""
-    env = VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")] * n_envs))
-    model = SAC(
-        "MlpPolicy",
-        env,
-        buffer_size=300,
-        learning_starts=20,
-        batch_size=32,
-        policy_kwargs={"net_arch": [8]},
-        replay_buffer_class=DemonstrationReplayBuffer,
-        replay_buffer_kwargs={"demonstrations": pendulum_demonstrations(tmp_path), "n_steps": n_steps},
-        device="cpu",
-        seed=0,
-    )
-    model.learn(60)
-    buffer = model.replay_buffer
-    assert isinstance(buffer, DemonstrationReplayBuffer)
-    assert buffer.last_demonstration_share == 0.5 and buffer.pos == 60 // n_envs
-    model.save_replay_buffer(tmp_path / "buffer.pkl")
-    model.save(tmp_path / "model")
-    loaded = SAC.load(tmp_path / "model", env=env, device="cpu")
-    loaded.load_replay_buffer(tmp_path / "buffer.pkl")
-    assert isinstance(loaded.replay_buffer, DemonstrationReplayBuffer)
-    assert loaded.replay_buffer.pos == buffer.pos
-    loaded.learn(20, reset_num_timesteps=False)
-    assert loaded.replay_buffer.pos == 80 // n_envs
-
-
-def test_in_sac_with_little_memory(tmp_path: Path) -> None:
-    model = SAC(
-        "MlpPolicy",
-        "Pendulum-v1",
-        learning_starts=10,
-        batch_size=16,
-        buffer_size=100,
-        optimize_memory_usage=True,
-        policy_kwargs={"net_arch": [8]},
-        replay_buffer_class=DemonstrationReplayBuffer,
-        replay_buffer_kwargs={
-            "demonstrations": pendulum_demonstrations(tmp_path),
-            "handle_timeout_termination": False,
-        },
-        device="cpu",
-    )
-    model.learn(30)
-    with pytest.warns(UserWarning, match="will be truncated"):
-        model.learn(30)
-    assert model.replay_buffer is not None and model.replay_buffer.dones[29, 0] == 1

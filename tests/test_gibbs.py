@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch as th
+from descent import jko_descent
 
 from sb3_swfp.bounds import bound_action
 from sb3_swfp.flows import FlowCascade
@@ -55,21 +56,9 @@ def train(
     reference.load_state_dict(cascade.state_dict())
     reference.requires_grad_(False)
     jko = JKOStep(cascade, reference, JKOStepSize("auto_0.03"), epoch_length=10)
-    optimizer = th.optim.Adam(cascade.parameters(), lr=lr, fused=True)
-    schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    features = th.ones(batch, 1)
-    for _ in range(steps):
-        stale = jko.stale_particles(features, q_function, ALPHA)
-        loss = jko.parallel_loss(features, stale, ALPHA)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if jko.count_step():
-            metrics = jko.finish_epoch(features, features)
-            # The triangle inequality, on every epoch
-            assert metrics["w2_paired"] <= metrics["w2_bound"] * (1.0 + 1e-4) + 1e-6
-            reference.load_state_dict(cascade.state_dict())
+    for metrics in jko_descent(jko, q_function, th.ones(batch, 1), ALPHA, steps, lr):
+        # The triangle inequality, on every epoch
+        assert metrics["w2_paired"] <= metrics["w2_bound"] * (1.0 + 1e-4) + 1e-6
     return cascade
 
 

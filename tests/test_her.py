@@ -41,14 +41,22 @@ def test_learns(demonstrated: bool, n_envs: int) -> None:
 def test_goal_selection_strategies(strategy: str) -> None:
     arguments = with_her(False)
     arguments["replay_buffer_kwargs"]["goal_selection_strategy"] = strategy
-    tiny_model(goal_env(), **arguments).learn(40)
+    model = tiny_model(goal_env(), **arguments).learn(40)
+    buffer: Any = model.replay_buffer
+    assert buffer.goal_selection_strategy.name == strategy.upper()
+    goals = buffer.sample(100).observations["desired_goal"]
+    achieved = {tuple(goal) for goal in buffer.next_observations["achieved_goal"][: buffer.pos, 0].tolist()}
+    # Two of three goals were reached later on, the rest are those that the environment asked for
+    assert np.mean([tuple(goal) in achieved for goal in goals.tolist()]) >= 0.66
 
 
 @pytest.mark.parametrize("demonstrated", [False, True])
 def test_several_processes(demonstrated: bool) -> None:
     env = SubprocVecEnv([goal_env] * 2)
     try:
-        tiny_model(env, train_freq=4, **with_her(demonstrated)).learn(60)
+        model = tiny_model(env, train_freq=4, **with_her(demonstrated)).learn(60)
+        assert model.num_timesteps == 64 and model._n_updates > 0
+        assert np.isfinite(list(metrics(model).values())).all()
     finally:
         env.close()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
 import torch as th
+from descent import jko_descent, minimise
 
 from sb3_swfp.bounds import bound_action
 from sb3_swfp.flows import FlowCascade
@@ -34,6 +36,13 @@ def cascades(dim: int, n_blocks: int = 5, euler_steps: int = 1) -> tuple[FlowCas
 
 def energy_q(action: th.Tensor) -> th.Tensor:
     return 2.0 * action.sin().sum(dim=-1)
+
+
+def quadratic_loss(jko: JKOStep, mean: th.Tensor, variance: float, ent_coef: float) -> th.Tensor:
+    """The JKO loss of Q = -|x - mean|^2 / (2 variance), which acts on the particles, not on the bounded actions."""
+    features = th.ones(512, 1)
+    stale = jko.stale_particles(features, energy_q, 0.0)
+    return jko.parallel_loss(features, stale._replace(adjoint=-(stale.outputs - mean) / variance), ent_coef)
 
 
 def gradients(loss: th.Tensor, cascade: FlowCascade) -> list[th.Tensor]:
@@ -83,18 +92,7 @@ def test_a_gaussian_moves_as_the_closed_form_says() -> None:
     reference.requires_grad_(False)
     mean, variance, eta = th.tensor([0.5, -1.0]), 4.0, 1.2
     jko = JKOStep(cascade, reference, JKOStepSize(eta))
-    optimizer = th.optim.Adam(cascade.parameters(), lr=3e-3)
-    schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
-    features = th.ones(512, 1)
-    for _ in range(800):
-        stale = jko.stale_particles(features, energy_q, 0.0)
-        # The energy acts on the particles themselves here, not on the bounded actions
-        stale = stale._replace(adjoint=-(stale.outputs - mean) / variance)
-        loss = jko.parallel_loss(features, stale, 0.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    minimise(lambda: quadratic_loss(jko, mean, variance, 0.0), cascade, steps=800, lr=3e-3)
     with th.no_grad():
         moved = cascade.integrate(th.ones(20_000, 1), th.randn(20_000, 2)).particles[-1]
     th.testing.assert_close(moved.mean(dim=0), eta * mean / variance, rtol=0.0, atol=0.03)
@@ -113,17 +111,7 @@ def test_a_gaussian_moves_as_the_closed_form_with_entropy_says() -> None:
     reference.requires_grad_(False)
     mean, variance, eta, ent_coef = 0.5, 2.0, 0.8, 0.7
     jko = JKOStep(cascade, reference, JKOStepSize(eta))
-    optimizer = th.optim.Adam(cascade.parameters(), lr=3e-3)
-    schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
-    features = th.ones(512, 1)
-    for _ in range(800):
-        stale = jko.stale_particles(features, energy_q, 0.0)
-        stale = stale._replace(adjoint=-(stale.outputs - mean) / variance)
-        loss = jko.parallel_loss(features, stale, ent_coef)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    minimise(lambda: quadratic_loss(jko, th.tensor(mean), variance, ent_coef), cascade, steps=800, lr=3e-3)
     with th.no_grad():
         moved = cascade.integrate(th.ones(50_000, 1), th.randn(50_000, 1)).particles[-1]
     shrink = 1.0 - eta / variance
@@ -149,15 +137,8 @@ def test_a_sequential_sweep_is_one_implicit_step_per_block() -> None:
     features, x_0 = th.ones(256, 1), 0.15 * th.randn(256, 2)  # so near to 0 that the bound is the identity
     x, energies = x_0, [-q(x_0).mean()]
     for n in range(3):
-        optimizer = th.optim.Adam(cascade.parameters(), lr=1e-2)
-        schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
         before = [cascade.block_slice(p.detach().clone(), m) for m in range(3) if m != n for p in cascade.parameters()]
-        for _ in range(400):
-            loss = jko.sequential_loss(n, features, x, q, 0.0)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        minimise(functools.partial(jko.sequential_loss, n, features, x, q, 0.0), cascade, steps=400, lr=1e-2)
         after = [cascade.block_slice(p.detach(), m) for m in range(3) if m != n for p in cascade.parameters()]
         assert all(th.equal(a, b) for a, b in zip(before, after, strict=True))  # no other block moved
         with th.no_grad():
@@ -182,20 +163,12 @@ def test_planned_trust_regions_vanish_at_the_reference(w2: str) -> None:
 def test_the_bound_holds_and_the_step_size_follows_its_target() -> None:
     cascade, reference = cascades(2)
     jko = JKOStep(cascade, reference, JKOStepSize("auto_0.02"), epoch_length=10)
-    optimizer = th.optim.Adam(cascade.parameters(), lr=1e-3)
-    features, moved = th.randn(64, 3), []
-    for _ in range(600):
-        stale = jko.stale_particles(features, energy_q, 0.2)
-        loss = jko.parallel_loss(features, stale, 0.2)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if jko.count_step():
-            metrics = jko.finish_epoch(features, features)
-            reference.load_state_dict(cascade.state_dict())
-            assert metrics["w2_paired"] <= metrics["w2_bound"] * (1.0 + 1e-9)
-            assert metrics["w2_exact"] > 0.0 and metrics["staleness"] >= 0.0
-            moved.append(metrics["w2_paired"] / 2**0.5)
+    features = th.randn(64, 3)
+    epochs = jko_descent(jko, energy_q, features, 0.2, steps=600, lr=1e-3, annealed=False)
+    for metrics in epochs:
+        assert metrics["w2_paired"] <= metrics["w2_bound"] * (1.0 + 1e-9)
+        assert metrics["w2_exact"] > 0.0 and metrics["staleness"] >= 0.0
+    moved = [metrics["w2_paired"] / 2**0.5 for metrics in epochs]
     assert sum(moved[-20:]) / 20 == pytest.approx(0.02, rel=0.5)
 
 

@@ -219,7 +219,9 @@ def test_time_steps_may_be_a_float() -> None:
 
 def test_environment_given_by_object_or_id() -> None:
     for env in ("Pendulum-v1", gym.make("Pendulum-v1"), DummyVecEnv([lambda: gym.make("Pendulum-v1")])):
-        tiny_model(env).learn(22)
+        model = tiny_model(env).learn(22)
+        assert model.env is not None and model.env.num_envs == 1
+        assert model.num_timesteps == 22 and model._n_updates > 0
 
 
 class BatchNormExtractor(BaseFeaturesExtractor):
