@@ -142,7 +142,7 @@ def test_two_workers_share_a_study_and_its_trial_retrains(tmp_path: Path) -> Non
     search = (*train, *storage, "-optimize", "--max-total-trials", "4", "--n-evaluations", "1", "--no-optim-plots")
     command = [sys.executable, "-m", "sb3_swfp.zoo", *search, "--eval-episodes", "1"]
     environment = tiny.subprocess_environment()
-    # Two workers that both find no tables in a new SQLite file get into each other's way (docs/zoo.md)
+    # Two workers that both find no tables in a new SQLite file get into each other's way (docs/rl_zoo.md)
     optuna.create_study(study_name="swfp", storage=storage[1], direction="maximize")
     workers = [
         subprocess.Popen([*command, "--seed", str(seed)], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Two workers, one study, on a real PostgreSQL server: the storage for tuning on many machines (docs/zoo.md)."""
+"""Two workers, one study, on a real PostgreSQL server: the storage for tuning on many machines (docs/rl_zoo.md)."""
 
 from __future__ import annotations
 
