@@ -76,6 +76,7 @@ EXTRAS["dev"] = [
     *EXTRAS["hdf5"],
     "hypothesis",
     "psycopg[binary]",  # RL Zoo's studies on PostgreSQL
+    "wandb",  # its --track
     "mypy>=1.11",
     "pytest>=8",
     "pytest-xdist>=3.5",

@@ -24,15 +24,20 @@ ROOT = Path(__file__).parents[1]
 HOOK = ROOT / "sb3_swfp" / "zoo" / "startup" / "sb3_swfp_zoo_hook.py"
 
 
-def zoo(*arguments: str, cwd: Path, code: int = 0) -> str:
+def zoo(*arguments: str, cwd: Path, code: int = 0, **variables: str) -> str:
     """
     Run a command of ``python -m sb3_swfp.zoo``.
 
     :param code: exit code that is expected (any but 0 if it is 1)
+    :param variables: more environment variables
     :return: its output and error messages
     """
-    command = [sys.executable, "-m", "sb3_swfp.zoo", *arguments]
-    environment = tiny.subprocess_environment()
+    return python("-m", "sb3_swfp.zoo", *arguments, cwd=cwd, code=code, **variables)
+
+
+def python(*arguments: str, cwd: Path, code: int = 0, **variables: str) -> str:
+    command = [sys.executable, *arguments]
+    environment = tiny.subprocess_environment() | variables
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
     output = result.stdout + result.stderr
     assert (result.returncode != 0) == (code != 0), output[-3000:]
@@ -157,6 +162,35 @@ def test_two_workers_share_a_study_and_its_trial_retrains(tmp_path: Path) -> Non
     )
     share = study.trials[max(study.best_trial.number, 1)].params["demonstration_share"]
     assert f"'demonstration_share': {share}" in output and "Cloned the demonstrations" in output
+
+
+def test_a_diverging_trial_is_pruned_and_the_study_goes_on(tmp_path: Path) -> None:
+    # The first point of this search space drives every weight to infinity
+    script = """
+import sys
+from sb3_swfp.zoo import register
+register()
+from rl_zoo3 import hyperparams_opt, train
+def sample(trial, *_):
+    return {"learning_rate": 1e30 if trial.number == 0 else 1e-3}
+hyperparams_opt.HYPERPARAMS_SAMPLER["swfp"] = sample
+train.train()
+"""
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    command = ("--algo", "swfp", "--env", "Pendulum-v1", "-optimize", "--n-trials", "2", "-n", "220", "--seed", "0")
+    command += ("--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
+    python("-c", script, *command, "--storage", storage, "--study-name", "swfp", cwd=tmp_path)
+    trials = optuna.load_study(study_name="swfp", storage=storage).trials
+    assert [trial.state.name for trial in trials] == ["PRUNED", "COMPLETE"]
+
+
+def test_weights_and_biases(tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="needs Weights & Biases: pip install wandb")
+    command = ("train", "--algo", "swfp", "--env", "Pendulum-v1", "-n", "210", "--eval-freq", "-1", "--track")
+    output = zoo(*command, cwd=tmp_path, WANDB_MODE="offline", WANDB_SILENT="true")
+    assert "Saving to logs/swfp/" in output
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert (run / "files" / "config.yaml").exists() or list(run.glob("*.wandb"))
 
 
 @pytest.mark.parametrize(
