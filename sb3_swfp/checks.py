@@ -12,6 +12,7 @@ _POSITIVE = (
     "policy_delay",
     "n_steps",
     "buffer_size",
+    "target_candidates",
     "gradient_steps",
     "patience",
 )

@@ -10,7 +10,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
 from torch.nn import functional as F
 
 from sb3_swfp.base import DemonstrationAlgorithm
@@ -38,7 +38,8 @@ class FlowAlgorithm(DemonstrationAlgorithm):
     """
     A flow policy with a soft-Q ensemble: cloning, critic updates, and acting on the critic's picks once it is ripe.
 
-    How the flow is improved is the subclass's: it sets ``critic_warmup`` and writes ``train``.
+    How the flow is improved is the subclass's: it writes ``train``, and sets ``critic_warmup`` and
+    ``target_candidates``.
     """
 
     policy: FlowActorCriticPolicy
@@ -48,6 +49,7 @@ class FlowAlgorithm(DemonstrationAlgorithm):
     critic: SoftQEnsemble
     critic_target: SoftQEnsemble
     critic_warmup: int
+    target_candidates: int
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -135,7 +137,8 @@ class FlowAlgorithm(DemonstrationAlgorithm):
     def train_critic(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
         """
         One gradient step of the soft-Q ensemble towards
-        ``r + gamma^n (min over a random pair of Q_target(s', a') - alpha log pi(a'|s'))`` (REDQ, arXiv 2101.05982).
+        ``r + gamma^n (min over a random pair of Q_target(s', a') - alpha log pi(a'|s'))`` (REDQ, arXiv 2101.05982),
+        where ``a'`` is the best of ``target_candidates`` particles once the critic is ripe (EMaQ, arXiv 2007.11091).
 
         :param batch: Transitions
         :param ent_coef: Entropy coefficient
@@ -143,13 +146,7 @@ class FlowAlgorithm(DemonstrationAlgorithm):
         """
         discounts = self.gamma if batch.discounts is None else batch.discounts.T
         with th.no_grad():
-            features = self.actor_average.features(batch.next_observations)
-            noise = self.actor_average.noise(len(features))
-            sweep = self.actor_average.cascade.integrate(features, noise, log_det=ent_coef > 0.0)
-            pair = th.randperm(self.critic.n_critics)[:2]
-            next_q = self.critic_target(batch.next_observations, bound_action(sweep.particles[-1]), pair).amin(dim=0)
-            if ent_coef > 0.0:
-                next_q = next_q - ent_coef * cascade_log_prob(sweep)
+            next_q = self._next_values(batch.next_observations, ent_coef)
             target = batch.rewards.T + (1.0 - batch.dones.T) * discounts * next_q
         q_values = self.critic(batch.observations, batch.actions)
         # In units of the scale; a sum over the ensemble, so that each member learns as it would alone
@@ -166,6 +163,25 @@ class FlowAlgorithm(DemonstrationAlgorithm):
             "critic_drift": self.ripeness.drift,
             "critic_is_ripe": self.policy.critic_is_ripe,
         }
+
+    def _next_values(self, observations: PyTorchObs, ent_coef: float) -> th.Tensor:
+        """Soft values of the next states, as the policy acts there: ``[B]``."""
+        features = self.actor_average.features(observations)
+        m = self.target_candidates if bool(self.policy.critic_is_ripe) else 1
+        sweep = self.actor_average.cascade.integrate(
+            features, self.actor_average.noise(len(features) * m), log_det=ent_coef > 0.0
+        )
+        actions = bound_action(sweep.particles[-1])
+        log_prob = cascade_log_prob(sweep) if ent_coef > 0.0 else th.zeros(len(actions), device=self.device)
+        critic_features = self.critic_target.features(observations)
+        members = th.randperm(self.critic.n_critics)
+        if m > 1:
+            # Other members choose than those that judge, where there are enough: who chooses the largest overestimates
+            scores = self.critic_target.q_values(critic_features, actions, members[-2:]).mean(dim=0)
+            best = (scores - ent_coef * log_prob).view(-1, m).argmax(dim=1)
+            best += m * th.arange(len(best), device=best.device)
+            actions, log_prob = actions[best], log_prob[best]
+        return self.critic_target.q_values(critic_features, actions, members[:2]).amin(dim=0) - ent_coef * log_prob
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1

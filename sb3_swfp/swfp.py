@@ -36,7 +36,9 @@ SelfSWFP = TypeVar("SelfSWFP", bound="SWFP")
 #: What ``jko_step_size="auto"`` means: the W2 movement per JKO epoch that learns from scratch; and, for a clone, the
 #: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
 #: clone with a spread of 0.03 (AdroitHandDoor): docs/experiments.md
-DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.03, 0.01
+DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.03, 0.015
+#: The acting average of the actor moves at this share of ``tau``
+_ACTING_TAU = 0.4
 
 
 class SWFP(FlowAlgorithm):
@@ -70,8 +72,8 @@ class SWFP(FlowAlgorithm):
     :param target_update_interval: Update the target critics every so many gradient steps
     :param target_entropy: Target entropy for ``ent_coef="auto"``; ``"auto"`` is minus the action dimension
     :param jko_step_size: JKO step size ``eta``, or ``"auto_<target>"`` to hold a root-mean-square W2 movement per
-        action dimension and JKO epoch; ``"auto"`` is ``"auto_0.03"`` from scratch and, once pretrained, 1 % of the
-        clone's own spread
+        action dimension and JKO epoch, or ``"auto_lin_<target>"`` to let it fall linearly to 0 over ``learn()``;
+        ``"auto"`` is ``"auto_0.03"`` from scratch and, once pretrained, 1.5 % of the clone's own spread, falling
     :param jko_epoch: Block updates per JKO epoch, against one frozen reference
     :param block_training: ``"parallel"`` (all blocks at once on stale particles) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (POT)
@@ -79,6 +81,8 @@ class SWFP(FlowAlgorithm):
     :param critic_warmup: Gradient steps that the critic gets before it may pick among candidates. After pretraining it
         must also prove itself (:class:`~sb3_swfp.ripeness.CriticRipeness`) before it picks in every episode, and the
         blocks follow its gradient after twice as many steps at the earliest
+    :param target_candidates: Particles per next state of which the critic picks one in its target, once it is ripe: 1
+        values the flow by itself, more the policy as it acts, at the cost of that many particles (docs/experiments.md)
     :param stats_window_size: Window size for the rollout logging
     :param tensorboard_log: Folder for TensorBoard logs, none by default
     :param policy_kwargs: Arguments of the policy: ``n_blocks``, ``block_net_arch``, ``n_critics``, ``n_candidates`` ...
@@ -124,6 +128,7 @@ class SWFP(FlowAlgorithm):
         w2: str = "paired",
         policy_delay: int = 2,
         critic_warmup: int = 2000,
+        target_candidates: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -139,6 +144,7 @@ class SWFP(FlowAlgorithm):
             n_steps=n_steps,
             buffer_size=buffer_size,
             critic_warmup=critic_warmup,
+            target_candidates=target_candidates,
             gamma=gamma,
             tau=tau,
         )
@@ -174,6 +180,7 @@ class SWFP(FlowAlgorithm):
         self.jko_step_size, self.jko_epoch = jko_step_size, jko_epoch
         self.block_training, self.w2 = block_training, w2
         self.policy_delay, self.critic_warmup = policy_delay, critic_warmup
+        self.target_candidates = target_candidates
         self._step_size: JKOStepSize | None = None
         self._step_size_spec: float | str | None = None
         self._metrics: dict[str, Any] = {}
@@ -206,8 +213,9 @@ class SWFP(FlowAlgorithm):
     def _make_step_size(self) -> JKOStepSize:
         if self.jko_step_size != "auto":
             return JKOStepSize(self.jko_step_size)
-        target = DEFAULT_TARGET_OF_SPREAD * self.clone_spread if self.is_pretrained else DEFAULT_TARGET
-        return JKOStepSize(f"auto_{target}")
+        if not self.is_pretrained:
+            return JKOStepSize(f"auto_{DEFAULT_TARGET}")
+        return JKOStepSize(f"auto_lin_{DEFAULT_TARGET_OF_SPREAD * self.clone_spread}")
 
     def _after_cloning(self) -> None:
         self._step_size = self.jko.step_size = self._make_step_size()
@@ -221,6 +229,7 @@ class SWFP(FlowAlgorithm):
         assert self.replay_buffer is not None
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
+        self.jko.step_size.progress_remaining = self._current_progress_remaining
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             ent_coef = self._current_ent_coef()
@@ -230,7 +239,7 @@ class SWFP(FlowAlgorithm):
                 self.policy.critic_is_ripe.fill_(True)
             if self._n_updates % self.policy_delay == 0 and self._actor_may_move():
                 self._metrics |= self._train_actor(batch, ent_coef)
-                track(self.actor, self.actor_average, self.tau)
+                track(self.actor, self.actor_average, _ACTING_TAU * self.tau)
             if self._n_updates % self.target_update_interval == 0:
                 track(self.critic, self.critic_target, self.tau)
         self._log_metrics()
@@ -264,8 +273,7 @@ class SWFP(FlowAlgorithm):
             features_reference = self._plan_rows(self.actor_reference.features(observations))
 
         def q_function(actions: th.Tensor) -> th.Tensor:
-            # The whole ensemble's minimum: what only some critics believe should not pull the flow
-            return self.critic.q_values(critic_features, actions).amin(dim=0)
+            return self.critic.q_values(critic_features, actions).mean(dim=0)
 
         scale = max(self.ripeness.magnitude, 1e-6)
         stale = self.jko.stale_particles(features_reference, q_function, ent_coef, scale)

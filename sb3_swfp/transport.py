@@ -229,9 +229,17 @@ class JKOStepSize:
     really moved, divided by ``sqrt(action_dim)`` (root mean square per action dimension, in units of the scaled action
     space [-1, 1]), tends to the target. This is to the trust region what ``ent_coef="auto"`` is to entropy.
 
-    :param spec: A positive number, or ``"auto_<target>"``, for example ``"auto_0.03"``
-    :raises ValueError: if the specification is neither
+    ``"auto_lin_<target>"`` lets the target fall to 0 with the progress that remains, as a linear learning rate does.
+    (A target that is held makes the policy move on when there is nothing left to gain: ``eta`` then rises until the
+    critic's errors move it.)
+
+    :param spec: A positive number, ``"auto_<target>"``, for example ``"auto_0.03"``, or ``"auto_lin_<target>"``
+    :raises ValueError: if the specification is none of these
     """
+
+    #: Share of the steps that is still to come, 1 to 0: set by whoever knows it
+    progress_remaining = 1.0
+    falling = False
 
     #: ``eta`` may change by at most this factor per epoch, so that one odd batch can't throw it
     MAX_CHANGE = 1.5
@@ -239,10 +247,14 @@ class JKOStepSize:
 
     def __init__(self, spec: float | str):
         self.target: float | None = None
-        message = f'jko_step_size must be a positive number or "auto_<target>", for example "auto_0.03", not {spec!r}'
+        message = (
+            'jko_step_size must be a positive number, "auto_<target>", for example "auto_0.03", or '
+            f'"auto_lin_<target>", not {spec!r}'
+        )
         try:
             if isinstance(spec, str) and spec.startswith("auto_"):
-                self.target = float(spec.removeprefix("auto_"))
+                self.falling = spec.startswith("auto_lin_")
+                self.target = float(spec.removeprefix("auto_").removeprefix("lin_"))
                 self.value = 0.01
             else:
                 self.value = float(spec)
@@ -259,6 +271,7 @@ class JKOStepSize:
         """
         if self.target is None or not math.isfinite(moved):
             return
-        ratio = self.target / max(moved, 1e-12)
+        target = self.target * self.progress_remaining if self.falling else self.target
+        ratio = target / max(moved, 1e-12)
         factor = min(max(ratio, 1.0 / self.MAX_CHANGE), self.MAX_CHANGE)
         self.value = min(max(self.value * factor, self.BOUNDS[0]), self.BOUNDS[1])

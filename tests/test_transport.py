@@ -268,6 +268,18 @@ def test_automatic_step_size_finds_the_target_of_a_proportional_plant(gain: floa
     assert gain * step_size.value == pytest.approx(0.03, rel=1e-6)
 
 
+def test_a_falling_target_follows_the_progress() -> None:
+    step_size = JKOStepSize("auto_lin_0.03")
+    for progress_remaining in (1.0, 0.5, 0.1):
+        step_size.progress_remaining = progress_remaining
+        for _ in range(30):
+            step_size.update(2.0 * step_size.value)
+        assert 2.0 * step_size.value == pytest.approx(0.03 * progress_remaining, rel=1e-6)
+    step_size.progress_remaining = 0.0
+    step_size.update(0.003)
+    assert step_size.value == pytest.approx(0.0015 / 1.5)
+
+
 def test_automatic_step_size_survives_what_never_moves_or_blows_up() -> None:
     step_size = JKOStepSize("auto_0.03")
     for _ in range(100):

@@ -177,8 +177,8 @@ hyperparams_opt.HYPERPARAMS_SAMPLER["swfp"] = sample
 train.train()
 """
     storage = f"sqlite:///{tmp_path / 'study.db'}"
-    command = ("--algo", "swfp", "--env", "Pendulum-v1", "-optimize", "--n-trials", "2", "-n", "220", "--seed", "0")
-    command += ("--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
+    command = ["--algo", "swfp", "--env", "Pendulum-v1", "-optimize", "--n-trials", "2", "-n", "220", "--seed", "0"]
+    command += ["--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
     python("-c", script, *command, "--storage", storage, "--study-name", "swfp", cwd=tmp_path)
     trials = optuna.load_study(study_name="swfp", storage=storage).trials
     assert [trial.state.name for trial in trials] == ["PRUNED", "COMPLETE"]
