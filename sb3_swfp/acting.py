@@ -99,6 +99,17 @@ def _gumbel(n: int, m: int, device: th.device) -> th.Tensor:
     return -th.log(-th.log(th.rand(n, m, device=device).clamp(1e-10, 1.0 - 1e-7)))
 
 
+def pick(q_values: th.Tensor, temperature: th.Tensor) -> th.Tensor:
+    """
+    One candidate per state, from the softmax of their values.
+
+    :param q_values: Values of the candidates, ``[B, M]``
+    :param temperature: Of the softmax, scalar
+    :return: Indices, ``[B]``
+    """
+    return (q_values / temperature + _gumbel(len(q_values), q_values.shape[1], q_values.device)).argmax(dim=1)
+
+
 def act(policy: FlowActorCriticPolicy, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
     """
     Draw candidates from the average actor and pick one per state (see
@@ -121,9 +132,7 @@ def act(policy: FlowActorCriticPolicy, observation: PyTorchObs, deterministic: b
         return actions
     candidates = actions.view(n, m, -1)
     q_values = policy.critic_target.q_values(policy.critic_target.features(observation), actions).mean(dim=0).view(n, m)
-    if not deterministic:
-        q_values = q_values / policy.temperature + _gumbel(n, m, features.device)
-    best = q_values.argmax(dim=1)
+    best = q_values.argmax(dim=1) if deterministic else pick(q_values, policy.temperature)
     return candidates[th.arange(n, device=best.device), best]
 
 

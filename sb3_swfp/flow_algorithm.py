@@ -1,4 +1,4 @@
-"""What the flow algorithms here share: a clone that acts first, a soft-Q ensemble, and when that critic is believed."""
+"""SWFP without the JKO step, for variants that improve the flow otherwise: cloning, critics, when to trust them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
 from torch.nn import functional as F
 
+from sb3_swfp.acting import pick
 from sb3_swfp.base import DemonstrationAlgorithm
 from sb3_swfp.checks import check_arguments
 from sb3_swfp.critics import SoftQEnsemble
@@ -138,7 +139,7 @@ class FlowAlgorithm(DemonstrationAlgorithm):
         """
         One gradient step of the soft-Q ensemble towards
         ``r + gamma^n (min over a random pair of Q_target(s', a') - alpha log pi(a'|s'))`` (REDQ, arXiv 2101.05982),
-        where ``a'`` is the best of ``target_candidates`` particles once the critic is ripe (EMaQ, arXiv 2007.11091).
+        where ``a'`` is picked from ``target_candidates`` particles once the critic is ripe (EMaQ, arXiv 2007.11091).
 
         :param batch: Transitions
         :param ent_coef: Entropy coefficient
@@ -165,23 +166,22 @@ class FlowAlgorithm(DemonstrationAlgorithm):
         }
 
     def _next_values(self, observations: PyTorchObs, ent_coef: float) -> th.Tensor:
-        """Soft values of the next states, as the policy acts there: ``[B]``."""
+        """Soft values of the next states for the policy as it acts, critic's picks included: ``[B]``."""
         features = self.actor_average.features(observations)
-        m = self.target_candidates if bool(self.policy.critic_is_ripe) else 1
+        m = min(self.target_candidates, self.policy.n_candidates) if bool(self.policy.critic_is_ripe) else 1
         sweep = self.actor_average.cascade.integrate(
             features, self.actor_average.noise(len(features) * m), log_det=ent_coef > 0.0
         )
         actions = bound_action(sweep.particles[-1])
         log_prob = cascade_log_prob(sweep) if ent_coef > 0.0 else th.zeros(len(actions), device=self.device)
         critic_features = self.critic_target.features(observations)
-        members = th.randperm(self.critic.n_critics)
-        if m > 1:
-            # Other members choose than those that judge, where there are enough: who chooses the largest overestimates
-            scores = self.critic_target.q_values(critic_features, actions, members[-2:]).mean(dim=0)
-            best = (scores - ent_coef * log_prob).view(-1, m).argmax(dim=1)
-            best += m * th.arange(len(best), device=best.device)
-            actions, log_prob = actions[best], log_prob[best]
-        return self.critic_target.q_values(critic_features, actions, members[:2]).amin(dim=0) - ent_coef * log_prob
+        pair = th.randperm(self.critic.n_critics)[:2]
+        if m == 1:
+            return self.critic_target.q_values(critic_features, actions, pair).amin(dim=0) - ent_coef * log_prob
+        q_values = self.critic_target.q_values(critic_features, actions)
+        picked = pick(q_values.mean(dim=0).view(-1, m), self.policy.temperature)
+        picked += m * th.arange(len(picked), device=picked.device)
+        return (q_values[pair].amin(dim=0) - ent_coef * log_prob)[picked]
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1

@@ -37,8 +37,8 @@ SelfSWFP = TypeVar("SelfSWFP", bound="SWFP")
 #: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
 #: clone with a spread of 0.03 (AdroitHandDoor): docs/experiments.md
 DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.03, 0.015
-#: The acting average of the actor moves at this share of ``tau``
-_ACTING_TAU = 0.4
+#: Polyak coefficient of the averaged actor, relative to ``tau``
+_ACTOR_TAU_RATIO = 0.4
 
 
 class SWFP(FlowAlgorithm):
@@ -58,7 +58,7 @@ class SWFP(FlowAlgorithm):
     :param learning_starts: Steps to collect before learning starts: uniformly at random by a new policy, by the policy
         itself once it is pretrained
     :param batch_size: Minibatch size
-    :param tau: Polyak coefficient of the target critics and of the acting average of the actor
+    :param tau: Polyak coefficient of the target critics; that of the averaged actor, which acts, is ``0.4 tau``
     :param gamma: Discount factor
     :param train_freq: Update the model every so many steps, or a tuple like ``(5, "step")`` or ``(2, "episode")``
     :param gradient_steps: Gradient steps after each rollout; -1 for as many as steps were taken
@@ -72,8 +72,8 @@ class SWFP(FlowAlgorithm):
     :param target_update_interval: Update the target critics every so many gradient steps
     :param target_entropy: Target entropy for ``ent_coef="auto"``; ``"auto"`` is minus the action dimension
     :param jko_step_size: JKO step size ``eta``, or ``"auto_<target>"`` to hold a root-mean-square W2 movement per
-        action dimension and JKO epoch, or ``"auto_lin_<target>"`` to let it fall linearly to 0 over ``learn()``;
-        ``"auto"`` is ``"auto_0.03"`` from scratch and, once pretrained, 1.5 % of the clone's own spread, falling
+        action dimension and JKO epoch, or ``"auto_lin_<target>"`` to decay it linearly over ``learn()``, to a tenth;
+        ``"auto"`` is ``"auto_0.03"`` from scratch and, once pretrained, 1.5 % of the clone's own spread, decaying
     :param jko_epoch: Block updates per JKO epoch, against one frozen reference
     :param block_training: ``"parallel"`` (all blocks at once on stale particles) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (POT)
@@ -81,8 +81,8 @@ class SWFP(FlowAlgorithm):
     :param critic_warmup: Gradient steps that the critic gets before it may pick among candidates. After pretraining it
         must also prove itself (:class:`~sb3_swfp.ripeness.CriticRipeness`) before it picks in every episode, and the
         blocks follow its gradient after twice as many steps at the earliest
-    :param target_candidates: Particles per next state of which the critic picks one in its target, once it is ripe: 1
-        values the flow by itself, more the policy as it acts, at the cost of that many particles (docs/experiments.md)
+    :param target_candidates: Actions per next state of which the critic picks one in its target, as when acting, once
+        it is ripe (EMaQ's N, arXiv 2007.11091); at most ``n_candidates``. 1 values the flow without the picks
     :param stats_window_size: Window size for the rollout logging
     :param tensorboard_log: Folder for TensorBoard logs, none by default
     :param policy_kwargs: Arguments of the policy: ``n_blocks``, ``block_net_arch``, ``n_critics``, ``n_candidates`` ...
@@ -239,7 +239,7 @@ class SWFP(FlowAlgorithm):
                 self.policy.critic_is_ripe.fill_(True)
             if self._n_updates % self.policy_delay == 0 and self._actor_may_move():
                 self._metrics |= self._train_actor(batch, ent_coef)
-                track(self.actor, self.actor_average, _ACTING_TAU * self.tau)
+                track(self.actor, self.actor_average, _ACTOR_TAU_RATIO * self.tau)
             if self._n_updates % self.target_update_interval == 0:
                 track(self.critic, self.critic_target, self.tau)
         self._log_metrics()

@@ -229,7 +229,7 @@ class JKOStepSize:
     really moved, divided by ``sqrt(action_dim)`` (root mean square per action dimension, in units of the scaled action
     space [-1, 1]), tends to the target. This is to the trust region what ``ent_coef="auto"`` is to entropy.
 
-    ``"auto_lin_<target>"`` lets the target fall to 0 with the progress that remains, as a linear learning rate does.
+    ``"auto_lin_<target>"`` decays the target linearly with the progress that remains, down to a tenth.
     (A target that is held makes the policy move on when there is nothing left to gain: ``eta`` then rises until the
     critic's errors move it.)
 
@@ -239,7 +239,7 @@ class JKOStepSize:
 
     #: Share of the steps that is still to come, 1 to 0: set by whoever knows it
     progress_remaining = 1.0
-    falling = False
+    decays = False
 
     #: ``eta`` may change by at most this factor per epoch, so that one odd batch can't throw it
     MAX_CHANGE = 1.5
@@ -253,7 +253,7 @@ class JKOStepSize:
         )
         try:
             if isinstance(spec, str) and spec.startswith("auto_"):
-                self.falling = spec.startswith("auto_lin_")
+                self.decays = spec.startswith("auto_lin_")
                 self.target = float(spec.removeprefix("auto_").removeprefix("lin_"))
                 self.value = 0.01
             else:
@@ -271,7 +271,8 @@ class JKOStepSize:
         """
         if self.target is None or not math.isfinite(moved):
             return
-        target = self.target * self.progress_remaining if self.falling else self.target
-        ratio = target / max(moved, 1e-12)
+        # Below a tenth the optimiser's own jitter moves the policy, and eta would run down to its bound
+        share = max(self.progress_remaining, 0.1) if self.decays else 1.0
+        ratio = share * self.target / max(moved, 1e-12)
         factor = min(max(ratio, 1.0 / self.MAX_CHANGE), self.MAX_CHANGE)
         self.value = min(max(self.value * factor, self.BOUNDS[0]), self.BOUNDS[1])

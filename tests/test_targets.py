@@ -1,4 +1,4 @@
-"""The critic's target: the value of the policy as it acts, with a critic that is known."""
+"""The critic's target: the value of the policy as it acts, with critics that are known."""
 
 from __future__ import annotations
 
@@ -7,48 +7,83 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from tiny import metrics, tiny_model
+from tiny import Mirror, goal_demonstrations, goal_env, metrics, tiny_model, with_demonstrations
 
 from sb3_swfp import SWFP
+from sb3_swfp.bounds import bound_action
+
+N_STATES = 5000
 
 
-def model_with_known_critic(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> SWFP:
-    """Q = 1 - a^2 + member, for every state, with three critics."""
-    model = tiny_model(policy_kwargs={"n_critics": 3}, **kwargs)
+def known_q_values(actions: th.Tensor) -> th.Tensor:
+    """Three critics that want different actions: ``[3, B]``."""
+    optima = th.tensor([-0.8, 0.1, 0.9])
+    return 1.0 - (actions[:, 0] - optima[:, None]).square() + th.tensor([[0.0], [0.3], [0.1]])
+
+
+def model_with_known_critics(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> SWFP:
+    policy_kwargs = {"n_critics": 3} | kwargs.pop("policy_kwargs", {})
+    model = tiny_model(policy_kwargs=policy_kwargs, **kwargs)
 
     def q_values(_: th.Tensor, actions: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
-        chosen = th.arange(3) if members is None else members
-        return 1.0 - actions.square().sum(dim=-1) + chosen[:, None]
+        values = known_q_values(actions)
+        return values if members is None else values[members]
 
     monkeypatch.setattr(model.critic_target, "q_values", q_values)
+    monkeypatch.setattr(th, "randperm", lambda n: th.tensor([2, 0, 1]))  # the pair that judges
+    model.policy.temperature.fill_(1e-8)
     return model
 
 
-def mean_value(model: SWFP, ripe: bool, ent_coef: float = 0.0) -> float:
+def values(model: SWFP, ripe: bool = True, ent_coef: float = 0.0) -> th.Tensor:
     model.policy.critic_is_ripe.fill_(ripe)
     th.manual_seed(0)
     with th.no_grad():
-        values = model._next_values(th.zeros(2000, 3), ent_coef)
-    assert values.shape == (2000,)
-    return float(values.mean())
+        found = model._next_values(th.zeros(N_STATES, 3), ent_coef)
+    assert found.shape == (N_STATES,)
+    return found
 
 
-def test_best_of_the_candidates_once_the_critic_is_ripe(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = model_with_known_critic(monkeypatch)
-    four = model_with_known_critic(monkeypatch, target_candidates=4)
-    many = model_with_known_critic(monkeypatch, target_candidates=64)
-    single = mean_value(one, ripe=True)
-    assert mean_value(four, ripe=False) == mean_value(many, ripe=False) == single
-    assert single + 0.1 < mean_value(four, ripe=True) < mean_value(many, ripe=True)
-    # The best of 64 comes near 1; the least of a random pair of members adds 0 twice in three draws and 1 else
-    assert mean_value(many, ripe=True) % 1.0 == pytest.approx(1.0, abs=0.02)
+def particles(model: SWFP, m: int) -> th.Tensor:
+    """Those that :func:`values` draws."""
+    th.manual_seed(0)
+    actor = model.actor_average
+    with th.no_grad():
+        features = actor.features(th.zeros(N_STATES, 3))
+        return bound_action(actor.cascade.integrate(features, actor.noise(m * N_STATES)).particles[-1])
 
 
-def test_the_picked_particle_s_own_entropy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its log-probability, not another particle's: with a huge temperature the least likely one is picked."""
-    model = model_with_known_critic(monkeypatch, target_candidates=16)
-    one = model_with_known_critic(monkeypatch)
-    assert mean_value(model, ripe=True, ent_coef=100.0) > mean_value(one, ripe=True, ent_coef=100.0) + 50.0
+def test_the_ensemble_s_mean_picks_and_the_pair_s_minimum_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_with_known_critics(monkeypatch, target_candidates=4)
+    known = known_q_values(particles(model, 4)).view(3, N_STATES, 4)
+    picked = known.mean(dim=0).argmax(dim=1, keepdim=True)
+    expected = known[[0, 2]].amin(dim=0).gather(1, picked)[:, 0]
+    th.testing.assert_close(values(model), expected)
+
+
+def test_one_particle_until_the_critic_is_ripe(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, four = (model_with_known_critics(monkeypatch, target_candidates=m) for m in (1, 4))
+    expected = known_q_values(particles(one, 1))[[0, 2]].amin(dim=0)
+    th.testing.assert_close(values(four, ripe=False), expected)
+    th.testing.assert_close(values(one), expected)
+
+
+def test_no_more_candidates_than_compete_for_an_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = model_with_known_critics(monkeypatch)
+    capped = model_with_known_critics(monkeypatch, target_candidates=4, policy_kwargs={"n_candidates": 1})
+    th.testing.assert_close(values(capped), values(one))
+
+
+def test_picks_are_as_soft_as_when_acting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At an infinite temperature they are no picks at all, and entropy is that of the particle that was picked."""
+    model = model_with_known_critics(monkeypatch, target_candidates=4)
+    one = model_with_known_critics(monkeypatch)
+    assert values(model).mean() > values(one).mean() + 0.05
+    model.policy.temperature.fill_(1e8)
+    assert values(model).mean().item() == pytest.approx(values(one).mean().item(), abs=0.04)
+    # -log pi, which the probability's logarithm in expectation is, whichever particle is picked at random
+    entropies = [(values(each, ent_coef=1.0) - values(each)).mean().item() for each in (model, one)]
+    assert entropies[0] == pytest.approx(entropies[1], abs=0.1)
 
 
 @pytest.mark.parametrize("n_critics", [1, 2, 5])
@@ -56,3 +91,26 @@ def test_trains_with_any_number_of_critics(n_critics: int) -> None:
     model = tiny_model(target_candidates=3, policy_kwargs={"n_critics": n_critics}).learn(60)
     assert model.policy.critic_is_ripe
     assert np.isfinite(list(metrics(model).values())).all()
+
+
+@pytest.mark.parametrize("kind", ["image", "dict"])
+def test_other_observations(kind: str) -> None:
+    model = tiny_model(Mirror(kind), target_candidates=3)
+    model.policy.critic_is_ripe.fill_(True)
+    model.learn(30)
+    assert np.isfinite(list(metrics(model).values())).all()
+
+
+def test_hindsight_goals() -> None:
+    arguments = with_demonstrations(goal_demonstrations(), online_buffer_class="stable_baselines3.HerReplayBuffer")
+    model = tiny_model(goal_env(), target_candidates=3, **arguments)
+    model.policy.critic_is_ripe.fill_(True)
+    model.learn(60)
+    assert np.isfinite(list(metrics(model).values())).all()
+
+
+def test_saved_and_loaded(tmp_path: Any) -> None:
+    tiny_model(target_candidates=3, jko_step_size="auto_lin_0.02").learn(60).save(tmp_path / "model")
+    loaded = SWFP.load(tmp_path / "model")
+    assert loaded.target_candidates == 3
+    assert loaded.jko.step_size.decays and loaded.jko.step_size.progress_remaining < 0.1

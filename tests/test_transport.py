@@ -244,7 +244,22 @@ def test_triangle_bound_multiplies_the_constants_after_each_block() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [0.0, -1.0, math.nan, math.inf, "auto", "auto_", "auto_0", "auto_-1", "auto_nan", "fast"]
+    "spec",
+    [
+        0.0,
+        -1.0,
+        math.nan,
+        math.inf,
+        "auto",
+        "auto_",
+        "auto_0",
+        "auto_-1",
+        "auto_nan",
+        "auto_lin_",
+        "auto_lin_0",
+        "auto_lin_-1",
+        "fast",
+    ],
 )
 def test_step_size_names_a_specification_that_makes_no_sense(spec: float | str) -> None:
     with pytest.raises(ValueError, match="jko_step_size must be"):
@@ -268,16 +283,17 @@ def test_automatic_step_size_finds_the_target_of_a_proportional_plant(gain: floa
     assert gain * step_size.value == pytest.approx(0.03, rel=1e-6)
 
 
-def test_a_falling_target_follows_the_progress() -> None:
+def test_a_decaying_target_follows_the_progress() -> None:
     step_size = JKOStepSize("auto_lin_0.03")
     for progress_remaining in (1.0, 0.5, 0.1):
         step_size.progress_remaining = progress_remaining
         for _ in range(30):
             step_size.update(2.0 * step_size.value)
         assert 2.0 * step_size.value == pytest.approx(0.03 * progress_remaining, rel=1e-6)
+    # No lower: another learn() must be able to begin with what is left
     step_size.progress_remaining = 0.0
-    step_size.update(0.003)
-    assert step_size.value == pytest.approx(0.0015 / 1.5)
+    step_size.update(2.0 * step_size.value)
+    assert 2.0 * step_size.value == pytest.approx(0.003, rel=1e-6)
 
 
 def test_automatic_step_size_survives_what_never_moves_or_blows_up() -> None:
