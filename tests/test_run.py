@@ -88,7 +88,25 @@ def test_target_entropy(target_entropy: float | str) -> None:
     assert model.target_entropy == (-2.0 if target_entropy == "auto" else -3.0)
 
 
-@pytest.mark.parametrize("jko_step_size", [0.05, "auto_0.05", "auto"])
+def test_a_decaying_movement_is_told_the_progress() -> None:
+    model = tiny_model(jko_step_size="auto_lin_0.05").learn(60)
+    assert model.jko.step_size.progress_remaining == pytest.approx(0.0, abs=0.02)
+    model.learn(30)
+    assert 0.0 <= model.jko.step_size.progress_remaining < 0.05
+    model.learn(100, callback=lambda variables, _: variables["self"].num_timesteps < 50)
+    assert model.jko.step_size.progress_remaining == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_average_follows_the_actor_slowly() -> None:
+    model = tiny_model(tau=0.5, policy_delay=39)
+    before = weights(model.actor_average)
+    model.learn(59)  # one block update
+    actor, average = weights(model.actor), weights(model.actor_average)
+    for name, old in before.items():
+        th.testing.assert_close(average[name], old + 0.2 * (actor[name] - old))
+
+
+@pytest.mark.parametrize("jko_step_size", [0.05, "auto_0.05", "auto_lin_0.05", "auto"])
 def test_jko_step_size(jko_step_size: float | str) -> None:
     model = tiny_model(jko_step_size=jko_step_size).learn(60)
     assert model._step_size is not None

@@ -14,8 +14,8 @@ def sample_swfp_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    One point of the search space. The demonstrations' share is searched if the trial has demonstrations, hindsight
-    goals if its buffer is SB3's ``HerReplayBuffer``.
+    One point of the search space. If the trial has demonstrations, their share, candidates in the target, and whether
+    there is entropy at all are searched too; hindsight goals if its buffer is SB3's ``HerReplayBuffer``.
 
     :param trial: Optuna's trial
     :param n_actions: Dimension of the actions (the Zoo passes it; SWFP doesn't need it)
@@ -43,6 +43,8 @@ def sample_swfp_params(
     }
     if "demonstrations" in buffer_kwargs:
         sampled["demonstration_share"] = trial.suggest_float("demonstration_share", 0.1, 0.75)
+        sampled["target_candidates"] = trial.suggest_categorical("target_candidates", [1, 2, 4])
+        sampled["with_entropy"] = trial.suggest_categorical("with_entropy", [False, True])
     if additional_args.get("using_her_replay_buffer"):
         sampled["n_sampled_goal"] = trial.suggest_int("n_sampled_goal", 1, 5)
         strategies = ["final", "episode", "future"]
@@ -61,11 +63,14 @@ def convert_swfp_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     :return: Arguments of SWFP; ``replay_buffer_kwargs`` holds only what was sampled
     """
     params = dict(sampled_params)
+    # As jko_step_size="auto" has it: a clone's movement decays
+    movement = "auto_lin" if "demonstration_share" in params else "auto"
+    temperature = f"auto_{params.pop('initial_temperature'):.6g}"
     converted: dict[str, Any] = {
         "gamma": 1.0 - params.pop("one_minus_gamma"),
         "batch_size": 2 ** params.pop("batch_size_pow"),
-        "jko_step_size": f"auto_{params.pop('jko_target'):.6g}",
-        "ent_coef": f"auto_{params.pop('initial_temperature'):.6g}",
+        "jko_step_size": f"{movement}_{params.pop('jko_target'):.6g}",
+        "ent_coef": temperature if params.pop("with_entropy", True) else 0.0,
         "policy_kwargs": {
             "n_blocks": params.pop("n_blocks"),
             "block_net_arch": [params.pop("block_width")] * 2,
