@@ -1,1 +1,1 @@
-"""Measurements that are not tests: run them with ``python -m benchmarks.<name>``."""
+"""Measurements that are not tests: run ``python -m benchmarks --help``, or ``python -m benchmarks.speed``."""

@@ -1,0 +1,109 @@
+"""A cell of a benchmark: one task, one algorithm, one seed; and where its result is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import sb3_swfp
+
+#: What a result depends on beside the algorithm's own code
+_PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable-baselines3")
+#: Where the code of the algorithms that are not this package's comes from
+_FOREIGN = {"sac": "stable-baselines3", "tqc": "sb3-contrib"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    One task, one algorithm, one seed.
+
+    :param suite: Name of the suite
+    :param task: Name of the task in it
+    :param algo: Name of the algorithm
+    :param seed: Seed of everything
+    """
+
+    suite: str
+    task: str
+    algo: str
+    seed: int
+
+    def folder(self, root: Path) -> Path:
+        """
+        :param root: Folder of all results
+        :return: Folder of this cell's
+        """
+        return root / self.suite / self.task / f"{self.algo}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    What a cell leaves behind, in ``result.json``.
+
+    :param cell: The cell
+    :param versions: What it ran with (:func:`versions`)
+    :param config: Settings of the run, whatever the suite calls them
+    :param curve: Environment steps and score of each evaluation
+    :param seconds: Wall-clock time
+    :param peak_memory_mb: Largest resident memory of its process
+    """
+
+    cell: Cell
+    versions: dict[str, str]
+    config: dict[str, Any]
+    curve: list[tuple[int, float]]
+    seconds: float
+    peak_memory_mb: float
+
+    def save(self, folder: Path) -> None:
+        """
+        :param folder: Folder of the cell; the file appears in it as a whole or not at all
+        """
+        temporary = folder / "result.json.part"
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        temporary.replace(folder / "result.json")
+
+    @staticmethod
+    def load(folder: Path) -> Result | None:
+        """
+        :param folder: Folder of the cell
+        :return: Its result, ``None`` while there is none
+        """
+        try:
+            stored = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        curve = [(int(step), float(score)) for step, score in stored.pop("curve")]
+        return Result(cell=Cell(**stored.pop("cell")), curve=curve, **stored)
+
+
+def versions(algo: str) -> dict[str, str]:
+    """
+    :param algo: Name of an algorithm
+    :return: Versions of what its result depends on: packages, and a digest of this package's code where it is used
+    """
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in (*_PACKAGES, _FOREIGN.get(algo, "sb3-swfp")):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    if algo not in _FOREIGN:
+        found["code"] = _digest()
+    return found
+
+
+def _digest() -> str:
+    assert sb3_swfp.__file__ is not None
+    package = Path(sb3_swfp.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*package.glob("*.py"), *package.glob("demonstrations/*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

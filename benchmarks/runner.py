@@ -1,0 +1,127 @@
+"""Runs the cells that have no result yet, each in its own process with one thread."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.cells import Cell, Result, versions
+from benchmarks.suites import SUITES
+
+ROOT = Path(__file__).resolve().parents[1]
+_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    folder: Path
+    seen: int = 0
+
+
+def run_cell(cell: Cell, steps: int, folder: Path) -> None:
+    """
+    Run one cell in this process and store its result.
+
+    :param cell: The cell
+    :param steps: Environment steps
+    :param folder: Its folder
+    """
+    suite = SUITES[cell.suite]
+    started = time.monotonic()
+    config = suite.run(cell, steps, folder)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = Result(
+        cell=cell,
+        versions=versions(cell.algo),
+        config=config | {"steps": steps},
+        curve=suite.curve(folder),
+        seconds=time.monotonic() - started,
+        peak_memory_mb=kilobytes / 1024,
+    )
+    result.save(folder)
+
+
+def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = None) -> list[Path]:
+    """
+    Run all cells that have no result yet; a killed one starts afresh.
+
+    :param cells: Cells of one suite
+    :param root: Folder of all results
+    :param jobs: Processes side by side
+    :param steps: Environment steps of every cell, instead of each task's own
+    :return: Logs of the cells that failed
+    :raises ValueError: if there are results of other versions of the code, or of other budgets
+    """
+    budgets = {cell: SUITES[cell.suite].tasks[cell.task] if steps is None else steps for cell in cells}
+    waiting = [cell for cell in cells if not _is_finished(cell, root, budgets[cell])]
+    running: list[_Running] = []
+    failed: list[Path] = []
+    with tqdm(total=sum(budgets[cell] for cell in waiting), unit="step", unit_scale=True) as bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    running.append(_start(cell := waiting.pop(0), root, budgets[cell]))
+                time.sleep(0.5)
+                for each in list(running):
+                    ended = each.process.poll() is not None
+                    done = budgets[each.cell] if ended else _steps_done(each)
+                    bar.update(done - each.seen)
+                    each.seen = done
+                    if ended:
+                        running.remove(each)
+                        if each.process.returncode != 0 or Result.load(each.folder) is None:
+                            failed.append(each.folder / "log.txt")
+                bar.set_postfix_str(", ".join(f"{each.cell.task} {each.folder.name}" for each in running))
+        finally:
+            for each in running:
+                each.process.terminate()
+    return failed
+
+
+def _is_finished(cell: Cell, root: Path, steps: int) -> bool:
+    folder = cell.folder(root)
+    result = Result.load(folder)
+    if result is None:
+        return False
+    current = versions(cell.algo)
+    changed = [name for name in current if result.versions.get(name) != current[name]]
+    if result.config.get("steps") != steps:
+        changed.append("steps")
+    if changed:
+        raise ValueError(
+            f"{folder} holds a result with another {', '.join(changed)}: results of different versions are not mixed. "
+            f"Take another --out, or remove the folder"
+        )
+    return True
+
+
+def _start(cell: Cell, root: Path, steps: int) -> _Running:
+    folder = cell.folder(root)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "benchmarks", "cell", cell.suite, cell.task, cell.algo, str(cell.seed)]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, str(steps), str(folder)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
+        )
+    return _Running(cell, process, folder)
+
+
+def _steps_done(running: _Running) -> int:
+    curve = SUITES[running.cell.suite].curve(running.folder)
+    return max(curve[-1][0], running.seen) if curve else running.seen

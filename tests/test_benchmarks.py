@@ -1,0 +1,114 @@
+"""The benchmarks' runner: resuming, results of other versions, crashes, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
+
+from benchmarks import runner  # noqa: E402
+from benchmarks.__main__ import main, seed_range  # noqa: E402
+from benchmarks.cells import Cell, Result, versions  # noqa: E402
+from benchmarks.report import report  # noqa: E402
+
+RUN = ["run", "--suite", "scratch", "--tasks", "Pendulum-v1", "--seeds", "0"]
+
+
+def test_runs_resumes_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*RUN, "--algos", "swfp,sac", "--steps", "220", "--out", str(tmp_path)]
+    main(command)
+    table = capsys.readouterr().out
+    assert "**Pendulum-v1**" in table and "| swfp |" in table and "| sac |" in table and "tqc" not in table
+    result = Result.load(Cell("scratch", "Pendulum-v1", "sac", 0).folder(tmp_path))
+    assert result is not None and [step for step, _ in result.curve] == list(range(22, 221, 22))
+    assert all(-2000.0 < score < 0.0 for _, score in result.curve) and result.peak_memory_mb > 100.0
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a finished cell ran again")
+
+    monkeypatch.setattr(runner, "_start", refuse)
+    main(command)
+    assert capsys.readouterr().out == table
+    with pytest.raises(SystemExit, match="another steps"):
+        main([*command, "--steps", "230"])
+
+
+def store(root: Path, algo: str, seed: int, final: float, **changed: str) -> Path:
+    cell = Cell("scratch", "Pendulum-v1", algo, seed)
+    folder = cell.folder(root)
+    folder.mkdir(parents=True)
+    curve = [(5_000, final - 100.0), (10_000, final)]
+    Result(cell, versions(algo) | changed, {"steps": 10_000}, curve, 50.0, 300.0).save(folder)
+    return folder
+
+
+def test_report(tmp_path: Path) -> None:
+    for seed, final in enumerate((-100.0, -200.0)):
+        store(tmp_path, "swfp", seed, final)
+    table = report("scratch", tmp_path)
+    assert "| swfp | -150 ± 71 | -100, -200 | -200 | 5.0 |" in table
+
+
+def test_results_of_other_versions_are_not_mixed(tmp_path: Path) -> None:
+    store(tmp_path, "swfp", 0, -100.0, code="older")
+    with pytest.raises(SystemExit, match=r"another code.*not mixed"):
+        main([*RUN, "--algos", "swfp", "--out", str(tmp_path)])
+
+
+def test_a_crash_names_its_log_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start(cell: Cell, root: Path, steps: int) -> runner._Running:
+        started.append(cell.algo)
+        folder = cell.folder(root)
+        folder.mkdir(parents=True)
+        code = "raise SystemExit(3)" if cell.algo == "swfp" else "pass"
+        if cell.algo == "sac":
+            folder.rmdir()
+            store(root, "sac", 0, -100.0)
+        return runner._Running(cell, runner.subprocess.Popen([runner.sys.executable, "-c", code]), folder)
+
+    monkeypatch.setattr(runner, "_start", start)
+    with pytest.raises(SystemExit, match=r"1 of 2 cells failed(.|\n)*swfp-0/log.txt"):
+        main([*RUN, "--algos", "swfp,sac", "--jobs", "1", "--out", str(tmp_path)])
+    assert started == ["swfp", "sac"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--suite", "adriot"], "invalid choice: 'adriot'"),
+        (["run", "--suite", "scratch", "--seeds", "2-0"], "no range of seeds"),
+        (["run", "--suite", "scratch", "--jobs", "0"], "not a number from 1"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_names_and_missing_results(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="Unknown algorithm 'ppo': there is swfp, sac, tqc"):
+        main([*RUN, "--algos", "ppo"])
+    with pytest.raises(SystemExit, match="Unknown task 'Ant-v5'"):
+        main(["run", "--suite", "scratch", "--tasks", "Ant-v5"])
+    with pytest.raises(SystemExit, match="No results of scratch"):
+        main(["report", "--suite", "scratch", "--out", str(tmp_path)])
+
+
+def test_seed_ranges() -> None:
+    assert (seed_range("3"), seed_range("0-2"), seed_range("0,2,5")) == ([3], [0, 1, 2], [0, 2, 5])
+
+
+def test_a_partial_result_is_no_result(tmp_path: Path) -> None:
+    folder = store(tmp_path, "sac", 0, -100.0)
+    stored = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    (folder / "result.json.part").write_text(json.dumps(stored)[:50])
+    assert Result.load(folder) is None
