@@ -97,13 +97,16 @@ def test_a_decaying_movement_is_told_the_progress() -> None:
     assert model.jko.step_size.progress_remaining == pytest.approx(0.5, abs=0.02)
 
 
-def test_the_average_follows_the_actor_slowly() -> None:
-    model = tiny_model(tau=0.5, policy_delay=39)
+@pytest.mark.parametrize(("is_pretrained", "share"), [(False, 0.5), (True, 0.2)])
+def test_the_average_of_a_clone_follows_more_slowly(is_pretrained: bool, share: float) -> None:
+    model = tiny_model(tau=0.5, policy_delay=39, critic_warmup=0)
+    model.is_pretrained = is_pretrained
+    model.policy.critic_is_ripe.fill_(True)
     before = weights(model.actor_average)
     model.learn(59)  # one block update
     actor, average = weights(model.actor), weights(model.actor_average)
     for name, old in before.items():
-        th.testing.assert_close(average[name], old + 0.2 * (actor[name] - old))
+        th.testing.assert_close(average[name], old + share * (actor[name] - old))
 
 
 @pytest.mark.parametrize("jko_step_size", [0.05, "auto_0.05", "auto_lin_0.05", "auto"])
