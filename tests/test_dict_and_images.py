@@ -155,7 +155,7 @@ def test_images_normalised_beforehand() -> None:
     assert type(tiny_model(Floats()).actor.features_extractor) is FlattenExtractor
 
 
-def test_nested_dictionaries_are_refused() -> None:
+def test_nested_dictionaries_are_refused_as_sb3_does() -> None:
     class Nested(Mirror):
         def __init__(self) -> None:
             super().__init__()
