@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import sb3_swfp
+from benchmarks.digest import code_digest
 
 #: What a result depends on beside the algorithm's own code
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable-baselines3")
@@ -96,14 +95,5 @@ def versions(algo: str) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     if algo not in _FOREIGN:
-        found["code"] = _digest()
+        found["code"] = code_digest("sb3_swfp.swfp")
     return found
-
-
-def _digest() -> str:
-    assert sb3_swfp.__file__ is not None
-    package = Path(sb3_swfp.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted([*package.glob("*.py"), *package.glob("demonstrations/*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]

@@ -39,11 +39,12 @@ def run_cell(cell: Cell, steps: int, folder: Path) -> None:
     """
     suite = SUITES[cell.suite]
     started = time.monotonic()
+    found = versions(cell.algo)  # now: the code on disk may change while it runs
     config = suite.run(cell, steps, folder)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = Result(
         cell=cell,
-        versions=versions(cell.algo),
+        versions=found,
         config=config | {"steps": steps},
         curve=suite.curve(folder),
         seconds=time.monotonic() - started,

@@ -39,6 +39,10 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
     #: Whether a missing demonstration file is an error: a loaded policy must act on a machine that doesn't have it
     _demonstrations_required = True
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._metrics: dict[str, Any] = {}
+
     def _setup_model(self) -> None:
         self.action_dim = int(np.prod(self.action_space.shape))
         with warnings.catch_warnings():
@@ -94,6 +98,23 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
 
     def _current_ent_coef(self) -> float:
         return self.log_ent_coef.exp().item() if self.log_ent_coef is not None else self.ent_coef_tensor.item()
+
+    def _train_ent_coef(self, entropy: th.Tensor) -> None:
+        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+            assert isinstance(self.target_entropy, float)
+            loss = (self.log_ent_coef * (entropy - self.target_entropy)).mean()
+            self.ent_coef_optimizer.zero_grad()
+            loss.backward()
+            self.ent_coef_optimizer.step()
+
+    def _log_metrics(self) -> None:
+        if isinstance(self.replay_buffer, DemonstrationReplayBuffer):
+            self._metrics["demonstration_share"] = self.replay_buffer.last_demonstration_share
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        # Plain numbers: these are saved with the model, and must load on any device
+        self._metrics = {name: float(value) for name, value in self._metrics.items()}
+        for name, value in self._metrics.items():
+            self.logger.record(f"train/{name}", value)
 
     def _demonstrations_for_pretraining(self, source: Any) -> Demonstrations:
         buffer = self.replay_buffer if isinstance(self.replay_buffer, DemonstrationReplayBuffer) else None
@@ -225,3 +246,11 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
                 self.replay_buffer.set_env(self.env)
             if truncate_last_traj:
                 self.replay_buffer.truncate_last_trajectory()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_demonstrations_required"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        if self.ent_coef_optimizer is not None:
+            return ["ent_coef_optimizer"], ["log_ent_coef"]
+        return [], ["ent_coef_tensor"]

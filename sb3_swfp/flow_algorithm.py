@@ -11,13 +11,13 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
-from torch.nn import functional as F
 
 from sb3_swfp.acting import pick
 from sb3_swfp.base import DemonstrationAlgorithm
 from sb3_swfp.checks import check_arguments
 from sb3_swfp.critics import SoftQEnsemble
-from sb3_swfp.policies import FlowActor, FlowActorCriticPolicy, bound_action, cascade_log_prob
+from sb3_swfp.losses import td_loss, td_target
+from sb3_swfp.policies import FlowActor, FlowActorCriticPolicy, bound_action, cascade_log_prob, track
 from sb3_swfp.pretraining import (
     PretrainResult,
     clone_demonstrations,
@@ -33,14 +33,17 @@ SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
 #: Initial temperature after pretraining with ``ent_coef="auto"``, relative to the size of the returns
 _INITIAL_TEMPERATURE = 1e-3
+#: Polyak coefficient of a clone's averaged actor, relative to ``tau``. From scratch a slow average costs too much: on
+#: Pendulum 10,000 steps then end near -200 instead of -170 (docs/experiments.md)
+_CLONE_TAU_RATIO = 0.4
 
 
 class FlowAlgorithm(DemonstrationAlgorithm):
     """
     A flow policy with a soft-Q ensemble: cloning, critic updates, and acting on the critic's picks once it is ripe.
 
-    How the flow is improved is the subclass's: it writes ``train``, and sets ``critic_warmup`` and
-    ``target_candidates``.
+    How the flow is improved is the subclass's: it writes ``_train_actor``, and sets ``critic_warmup``,
+    ``policy_delay``, ``target_candidates`` and ``target_update_interval``.
     """
 
     policy: FlowActorCriticPolicy
@@ -51,6 +54,8 @@ class FlowAlgorithm(DemonstrationAlgorithm):
     critic_target: SoftQEnsemble
     critic_warmup: int
     target_candidates: int
+    policy_delay: int
+    target_update_interval: int
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -135,6 +140,53 @@ class FlowAlgorithm(DemonstrationAlgorithm):
     def _after_cloning(self) -> None:
         """Called once the flow is a clone; ``is_pretrained`` and ``clone_spread`` are set."""
 
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        :param gradient_steps: Critic updates to do, with an actor update after every ``policy_delay`` of them
+        :param batch_size: Minibatch size
+        """
+        assert self.replay_buffer is not None
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self._optimizers())
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            ent_coef = self._current_ent_coef()
+            self._metrics |= self.train_critic(batch, ent_coef)
+            self._n_updates += 1
+            if not self.is_pretrained and self.ripeness.settled(self.critic_warmup):
+                self.policy.critic_is_ripe.fill_(True)
+            if self._n_updates % self.policy_delay == 0 and self._actor_may_move():
+                self._metrics |= self._train_actor(batch, ent_coef)
+                ratio = _CLONE_TAU_RATIO if self.is_pretrained else 1.0
+                track(self.actor, self.actor_average, ratio * self.tau)
+            if self._n_updates % self.target_update_interval == 0:
+                track(self.critic, self.critic_target, self.tau)
+        self._log_metrics()
+
+    def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
+        """
+        One update of the flow.
+
+        :param batch: Transitions
+        :param ent_coef: Entropy coefficient
+        :return: Metrics
+        """
+        raise TypeError(f"{type(self).__name__} does not say how its flow is improved")
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        return optimizers if self.ent_coef_optimizer is None else [*optimizers, self.ent_coef_optimizer]
+
+    def _actor_may_move(self) -> bool:
+        if not self.is_pretrained:
+            return True  # nothing to protect
+        return bool(self.policy.critic_is_ripe) and self.ripeness.may_point(self.critic_warmup)
+
+    def _set_temperature(self) -> None:
+        # Without entropy there is no softness either: exploration tries what the critic thinks best, or nothing would
+        # ever prove it wrong
+        self.policy.temperature.fill_(max(self._current_ent_coef(), 1e-8))
+
     def train_critic(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
         """
         One gradient step of the soft-Q ensemble towards
@@ -145,14 +197,10 @@ class FlowAlgorithm(DemonstrationAlgorithm):
         :param ent_coef: Entropy coefficient
         :return: Metrics
         """
-        discounts = self.gamma if batch.discounts is None else batch.discounts.T
         with th.no_grad():
-            next_q = self._next_values(batch.next_observations, ent_coef)
-            target = batch.rewards.T + (1.0 - batch.dones.T) * discounts * next_q
+            target = td_target(batch, self._next_values(batch.next_observations, ent_coef), self.gamma)
         q_values = self.critic(batch.observations, batch.actions)
-        # In units of the scale; a sum over the ensemble, so that each member learns as it would alone
-        loss = 0.5 * F.mse_loss(q_values / self.critic.scale, (target / self.critic.scale).expand_as(q_values))
-        loss = loss * self.critic.n_critics
+        loss = td_loss(self.critic, q_values, target)
         self.critic.optimizer.zero_grad()
         loss.backward()
         self.critic.optimizer.step()
@@ -226,4 +274,8 @@ class FlowAlgorithm(DemonstrationAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "actor_reference", "actor_average", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *aliases, "_demonstrations_required"]
+        return [*super()._excluded_save_params(), *aliases]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        return ["policy", "actor.optimizer", "critic.optimizer", *state_dicts], tensors

@@ -18,7 +18,6 @@ from stable_baselines3.common.type_aliases import (
 )
 
 from sb3_swfp.checks import check_arguments
-from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
 from sb3_swfp.flow_algorithm import FlowAlgorithm
 from sb3_swfp.jko import PLAN_PARTICLES, JKOStep
 from sb3_swfp.policies import (
@@ -27,7 +26,6 @@ from sb3_swfp.policies import (
     MlpPolicy,
     MultiInputPolicy,
     every_other,
-    track,
 )
 from sb3_swfp.transport import JKOStepSize
 
@@ -37,9 +35,6 @@ SelfSWFP = TypeVar("SelfSWFP", bound="SWFP")
 #: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
 #: clone with a spread of 0.03 (AdroitHandDoor): docs/experiments.md
 DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.03, 0.015
-#: Polyak coefficient of a clone's averaged actor, relative to ``tau``. From scratch a slow average costs too much: on
-#: Pendulum 10,000 steps then end near -200 instead of -170 (docs/experiments.md)
-_CLONE_TAU_RATIO = 0.4
 
 
 class SWFP(FlowAlgorithm):
@@ -184,7 +179,6 @@ class SWFP(FlowAlgorithm):
         self.target_candidates = target_candidates
         self._step_size: JKOStepSize | None = None
         self._step_size_spec: float | str | None = None
-        self._metrics: dict[str, Any] = {}
         self._demonstrations_required = _init_setup_model
         if _init_setup_model:
             self._setup_model()
@@ -227,46 +221,12 @@ class SWFP(FlowAlgorithm):
         :param gradient_steps: Critic updates to do, with a block update after every ``policy_delay`` of them
         :param batch_size: Minibatch size
         """
-        assert self.replay_buffer is not None
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self._optimizers())
         self.jko.step_size.progress_remaining = self._current_progress_remaining
-        for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            ent_coef = self._current_ent_coef()
-            self._metrics |= self.train_critic(batch, ent_coef)
-            self._n_updates += 1
-            if not self.is_pretrained and self.ripeness.settled(self.critic_warmup):
-                self.policy.critic_is_ripe.fill_(True)
-            if self._n_updates % self.policy_delay == 0 and self._actor_may_move():
-                self._metrics |= self._train_actor(batch, ent_coef)
-                ratio = _CLONE_TAU_RATIO if self.is_pretrained else 1.0
-                track(self.actor, self.actor_average, ratio * self.tau)
-            if self._n_updates % self.target_update_interval == 0:
-                track(self.critic, self.critic_target, self.tau)
-        self._log_metrics()
+        super().train(gradient_steps, batch_size)
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
-        optimizers = [self.actor.optimizer, self.critic.optimizer]
-        if self.ent_coef_optimizer is not None:
-            optimizers.append(self.ent_coef_optimizer)
-        if self.block_training == "sequential":
-            optimizers.append(self.block_optimizer)
-        return optimizers
-
-    def _log_metrics(self) -> None:
-        if isinstance(self.replay_buffer, DemonstrationReplayBuffer):
-            self._metrics["demonstration_share"] = self.replay_buffer.last_demonstration_share
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        # Plain numbers: these are saved with the model, and must load on any device
-        self._metrics = {name: float(value) for name, value in self._metrics.items()}
-        for name, value in self._metrics.items():
-            self.logger.record(f"train/{name}", value)
-
-    def _actor_may_move(self) -> bool:
-        if not self.is_pretrained:
-            return True  # nothing to protect
-        return bool(self.policy.critic_is_ripe) and self.ripeness.may_point(self.critic_warmup)
+        optimizers = super()._optimizers()
+        return [*optimizers, self.block_optimizer] if self.block_training == "sequential" else optimizers
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
         observations = every_other(batch.observations)
@@ -300,11 +260,6 @@ class SWFP(FlowAlgorithm):
             self.actor_reference.load_state_dict(self.actor.state_dict())
         return metrics
 
-    def _set_temperature(self) -> None:
-        # Without entropy there is no softness either: exploration tries what the critic thinks best, or nothing would
-        # ever prove it wrong
-        self.policy.temperature.fill_(max(self._current_ent_coef(), 1e-8))
-
     def _plan_rows(self, features: th.Tensor) -> th.Tensor:
         """An optimal plan needs several particles of each state: fewer states then, the same number of rows."""
         if self.w2 == "paired":
@@ -334,14 +289,6 @@ class SWFP(FlowAlgorithm):
         self.actor.optimizer.step()
         return total
 
-    def _train_ent_coef(self, entropy: th.Tensor) -> None:
-        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
-            assert isinstance(self.target_entropy, float)
-            loss = (self.log_ent_coef * (entropy - self.target_entropy)).mean()
-            self.ent_coef_optimizer.zero_grad()
-            loss.backward()
-            self.ent_coef_optimizer.step()
-
     def learn(
         self: SelfSWFP,
         total_timesteps: int | float,
@@ -360,9 +307,5 @@ class SWFP(FlowAlgorithm):
         return [*super()._excluded_save_params(), "jko", "block_optimizer"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts = ["policy", "actor.optimizer", "critic.optimizer"]
-        if self.block_training == "sequential":
-            state_dicts.append("block_optimizer")
-        if self.ent_coef_optimizer is not None:
-            return [*state_dicts, "ent_coef_optimizer"], ["log_ent_coef"]
-        return state_dicts, ["ent_coef_tensor"]
+        state_dicts, tensors = super()._get_torch_save_params()
+        return [*state_dicts, "block_optimizer"] if self.block_training == "sequential" else state_dicts, tensors
