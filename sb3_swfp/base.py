@@ -188,7 +188,7 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
         total_timesteps: int | float,
         callback: MaybeCallback = None,
         log_interval: int = 4,
-        tb_log_name: str = "run",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDemonstrationAlgorithm:
@@ -196,13 +196,12 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
         :param total_timesteps: Environment steps, also as a float such as 1e6
         :param callback: SB3 callback(s)
         :param log_interval: Episodes between two logs
-        :param tb_log_name: Name of the TensorBoard run
+        :param tb_log_name: Name of the TensorBoard run, the class's name when omitted
         :param reset_num_timesteps: False to continue the time steps of an earlier call
         :param progress_bar: Show a progress bar
         """
-        return super().learn(
-            int(total_timesteps), callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(int(total_timesteps), callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def save(
         self,

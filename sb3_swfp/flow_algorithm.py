@@ -114,6 +114,7 @@ class FlowAlgorithm(DemonstrationAlgorithm):
         fit_normaliser(self._vec_normalize_env, data, self.gamma)
         result = clone_demonstrations(
             self,
+            self.actor,
             data,
             gradient_steps,
             batch_size,

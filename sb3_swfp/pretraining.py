@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from sb3_swfp.flow_algorithm import FlowAlgorithm
 
 Observations = th.Tensor | dict[str, th.Tensor]
+#: Actor, observations, scaled actions ``[B, d]``, source of noise -> scalar
+CloningLoss = Callable[[Any, Observations, th.Tensor, th.Generator | None], th.Tensor]
 
 #: Gradient steps between two looks at the held-out episodes
 VALIDATE_EVERY = 100
@@ -67,6 +71,21 @@ def flow_matching_loss(
     return (velocity - target).square().mean()
 
 
+def flow_cloning_loss(
+    actor: FlowActor, observations: Observations, actions: th.Tensor, generator: th.Generator | None = None
+) -> th.Tensor:
+    """
+    :func:`flow_matching_loss` of observations.
+
+    :param actor: Actor whose cascade is trained
+    :param observations: Observations
+    :param actions: Scaled actions, ``[B, d]``
+    :param generator: Source of noise and times; the global one when omitted
+    :return: Mean squared velocity error per action dimension, scalar
+    """
+    return flow_matching_loss(actor, actor.features(observations), actions, generator)
+
+
 class BehaviourCloning:
     """
     Training loop state: live weights, their average, and the best average so far.
@@ -75,12 +94,18 @@ class BehaviourCloning:
     :param learning_rate: Adam's learning rate
     :param weight_decay: Decoupled weight decay
     :param average_decay: Decay of the weight average; shorter at the start, so that the initial weights are forgotten
+    :param loss: What is minimised
     """
 
     def __init__(
-        self, actor: FlowActor, learning_rate: float = 1e-3, weight_decay: float = 1e-4, average_decay: float = 0.999
+        self,
+        actor: BaseModel,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        average_decay: float = 0.999,
+        loss: CloningLoss = flow_cloning_loss,
     ):
-        self.actor = actor
+        self.actor, self.loss = actor, loss
         self.average = copy.deepcopy(actor).requires_grad_(False)
         self.average.set_training_mode(False)  # validated as it will act: no dropout, running batch-norm statistics
         self.average_decay = average_decay
@@ -97,7 +122,7 @@ class BehaviourCloning:
         :param actions: Scaled actions, ``[B, d]``
         :return: The loss, detached
         """
-        loss = flow_matching_loss(self.actor, self.actor.features(observations), actions)
+        loss = self.loss(self.actor, observations, actions, None)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -121,7 +146,7 @@ class BehaviourCloning:
         generator = th.Generator(self.actor.device).manual_seed(0)
         losses, rows = [], []
         for observations, actions in batches():
-            losses.append(flow_matching_loss(self.average, self.average.features(observations), actions, generator))
+            losses.append(self.loss(self.average, observations, actions, generator))
             rows.append(len(actions))
         weights = th.tensor(rows, dtype=th.float32, device=losses[0].device)
         loss = ((th.stack(losses) * weights).sum() / weights.sum()).item()
@@ -131,8 +156,20 @@ class BehaviourCloning:
         return loss
 
 
+def start_logging(model: BaseAlgorithm, tb_log_name: str) -> None:
+    """
+    Give a model that has no logger yet the one that its arguments ask for, as SB3's ``learn`` does.
+
+    :param model: The model
+    :param tb_log_name: Name of the TensorBoard run
+    """
+    if not model._custom_logger:
+        model._logger = configure_logger(model.verbose, model.tensorboard_log, tb_log_name, True)
+
+
 def clone_demonstrations(
-    model: FlowAlgorithm,
+    model: BaseAlgorithm,
+    actor: BaseModel,
     demonstrations: Demonstrations,
     gradient_steps: int,
     batch_size: int,
@@ -141,12 +178,14 @@ def clone_demonstrations(
     patience: int,
     progress_bar: bool,
     tb_log_name: str,
+    loss: CloningLoss = flow_cloning_loss,
 ) -> PretrainResult:
     """
     Behaviour cloning with early stopping: the average that did best on the held-out episodes becomes the actor. With
     nothing to hold out (one episode, or ``validation_fraction=0``) the last average does.
 
-    :param model: Model whose actor is trained
+    :param model: Model that the actor belongs to
+    :param actor: The network to train
     :param demonstrations: Demonstrations that fit the model's spaces
     :param gradient_steps: Most gradient steps to run
     :param batch_size: Transitions per gradient step
@@ -155,23 +194,23 @@ def clone_demonstrations(
     :param patience: Stop after so many gradient steps without improvement
     :param progress_bar: Show a progress bar
     :param tb_log_name: Name of the TensorBoard run
+    :param loss: What is minimised
     :return: Losses and the step whose weights were kept
     """
-    if not model._custom_logger:
-        model._logger = configure_logger(model.verbose, model.tensorboard_log, tb_log_name, True)
+    start_logging(model, tb_log_name)
     train, validation = demonstrations.split(validation_fraction, model.seed or 0)
     data, held_out = (_to_tensors(model, part) for part in (train, validation))
     assert data is not None
     model.policy.set_training_mode(True)
-    cloning = BehaviourCloning(model.actor, learning_rate)
+    cloning = BehaviourCloning(actor, learning_rate, loss=loss)
     steps = tqdm(range(1, gradient_steps + 1), desc="Cloning", unit="step", disable=not progress_bar)
     for step in steps:
         rows = th.randint(len(data[1]), (batch_size,), device=model.device)
-        loss = cloning.step(_rows(data[0], rows), data[1][rows])
+        train_loss = cloning.step(_rows(data[0], rows), data[1][rows])
         if step % VALIDATE_EVERY == 0 or step == gradient_steps:
             validation_loss = float("nan") if held_out is None else cloning.validate(lambda: _batches(held_out))
-            steps.set_postfix(train=f"{loss.item():.3f}", validation=f"{validation_loss:.3f}")
-            model.logger.record("pretrain/train_loss", loss.item())
+            steps.set_postfix(train=f"{train_loss.item():.3f}", validation=f"{validation_loss:.3f}")
+            model.logger.record("pretrain/train_loss", train_loss.item())
             model.logger.record("pretrain/validation_loss", validation_loss)
             model.logger.record("pretrain/best_step", cloning.best_step)
             model.logger.dump(step)
@@ -180,13 +219,13 @@ def clone_demonstrations(
     steps.close()
     if held_out is None:
         cloning.best_weights, cloning.best_step = cloning.average.state_dict(), cloning.steps
-    model.actor.load_state_dict(cloning.best_weights)
+    actor.load_state_dict(cloning.best_weights)
     model.policy.set_training_mode(False)
     validation_loss = float("nan") if held_out is None else cloning.best_loss
-    return PretrainResult(cloning.steps, cloning.best_step, validation_loss, loss.item())
+    return PretrainResult(cloning.steps, cloning.best_step, validation_loss, train_loss.item())
 
 
-def _to_tensors(model: FlowAlgorithm, demonstrations: Demonstrations | None) -> tuple[Observations, th.Tensor] | None:
+def _to_tensors(model: BaseAlgorithm, demonstrations: Demonstrations | None) -> tuple[Observations, th.Tensor] | None:
     """Observations, normalised as the environment's are, and scaled actions."""
     if demonstrations is None:
         return None
@@ -195,7 +234,7 @@ def _to_tensors(model: FlowAlgorithm, demonstrations: Demonstrations | None) -> 
         observations = model._vec_normalize_env.normalize_obs(observations)
     # Demonstrations hold flat actions, whatever the shape of the action space
     actions = demonstrations.actions()
-    scaled = model.policy.scale_action(actions.reshape(-1, *model.action_space.shape)).reshape(actions.shape)
+    scaled = model.policy.scale_action(actions.reshape(-1, *(model.action_space.shape or ()))).reshape(actions.shape)
     targets = th.as_tensor(scaled, dtype=th.float32, device=model.device)
     if isinstance(observations, dict):
         return {key: th.as_tensor(value, device=model.device) for key, value in observations.items()}, targets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
@@ -12,7 +12,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import (
     DictReplayBufferSamples,
     GymEnv,
-    MaybeCallback,
     ReplayBufferSamples,
     Schedule,
 )
@@ -28,8 +27,6 @@ from sb3_swfp.policies import (
     every_other,
 )
 from sb3_swfp.transport import JKOStepSize
-
-SelfSWFP = TypeVar("SelfSWFP", bound="SWFP")
 
 #: What ``jko_step_size="auto"`` means: the W2 movement per JKO epoch that learns from scratch; and, for a clone, the
 #: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
@@ -288,20 +285,6 @@ class SWFP(FlowAlgorithm):
         # What remains are the features extractor's gradients, if it has parameters
         self.actor.optimizer.step()
         return total
-
-    def learn(
-        self: SelfSWFP,
-        total_timesteps: int | float,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "SWFP",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfSWFP:
-        """
-        See :meth:`DemonstrationAlgorithm.learn`; only the TensorBoard run's default name differs.
-        """
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "jko", "block_optimizer"]

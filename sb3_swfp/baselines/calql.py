@@ -1,0 +1,245 @@
+"""Cal-QL: calibrated conservative Q-learning (Nakamoto et al., arXiv 2303.05479), on CQL (arXiv 2006.04779)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
+from stable_baselines3.common.vec_env import VecNormalize
+from tqdm.auto import tqdm
+
+from sb3_swfp.baselines.gaussian import Batch, GaussianAlgorithm, GaussianPolicy
+from sb3_swfp.checks import check_arguments
+from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
+from sb3_swfp.pretraining import fit_normaliser, start_logging
+
+SelfCalQL = TypeVar("SelfCalQL", bound="CalQL")
+
+
+class CalibratedSamples(NamedTuple):
+    """SB3's samples, and the Monte-Carlo return of each transition, ``[B, 1]`` (minus infinity where unknown)."""
+
+    observations: th.Tensor
+    actions: th.Tensor
+    next_observations: th.Tensor
+    dones: th.Tensor
+    rewards: th.Tensor
+    discounts: th.Tensor | None
+    monte_carlo_returns: th.Tensor
+
+
+class MonteCarloReplayBuffer(NStepReplayBuffer):
+    """
+    SB3's n-step buffer that also knows the discounted Monte-Carlo return of each transition, once its episode ended.
+
+    What follows an episode that was cut by a time limit counts as zero, as in the authors' code. Rewards are added up
+    unnormalised; a ``VecNormalize`` that scales rewards scales the returns when they are sampled.
+
+    :param args: As SB3's ``NStepReplayBuffer``
+    :param kwargs: Likewise
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.monte_carlo_returns = np.full((self.buffer_size, self.n_envs), -np.inf, dtype=np.float32)
+        self._episode_starts = np.zeros(self.n_envs, dtype=np.int64)  # counted without wrapping around
+        self._n_added = 0
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """Store one transition of each environment, with the arguments of SB3's ``ReplayBuffer.add``."""
+        row = self.pos
+        super().add(*args, **kwargs)
+        self.monte_carlo_returns[row] = -np.inf
+        self._n_added += 1
+        for env in np.flatnonzero(self.dones[row] > 0):
+            self._finish_episode(int(env))
+
+    def _finish_episode(self, env: int) -> None:
+        length = min(self._n_added - int(self._episode_starts[env]), self.buffer_size)
+        rows = (self._n_added - 1 - np.arange(length)) % self.buffer_size  # newest first
+        running = 0.0
+        for row in rows:
+            running = float(self.rewards[row, env]) + self.gamma * running
+            self.monte_carlo_returns[row, env] = running
+        self._episode_starts[env] = self._n_added
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.monte_carlo_returns[:] = -np.inf
+        self._episode_starts[:] = self._n_added = 0
+
+    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> Any:
+        # SB3 draws the environments inside: the same draw again tells which ones they were
+        state = np.random.get_state()
+        samples = super()._get_samples(batch_inds, env)
+        after = np.random.get_state()
+        np.random.set_state(state)
+        env_indices = np.random.randint(self.n_envs, size=batch_inds.shape)
+        np.random.set_state(after)
+        returns = self._normalize_reward(self.monte_carlo_returns[batch_inds, env_indices].reshape(-1, 1), env)
+        fields = samples._asdict()
+        return CalibratedSamples(**fields, monte_carlo_returns=self.to_torch(returns))
+
+
+class CalQL(GaussianAlgorithm):
+    """
+    SAC whose critics are pushed down on the policy's own actions, but never below the data's Monte-Carlo returns:
+    conservative offline, calibrated when it goes online.
+
+    Defaults are the authors' for Adroit: 2 critics of three hidden layers of 512 and an actor of two, actor learning
+    rate 1e-4 (critics 3e-4), 10 actions each from the policy at this state, the policy at the next state and the
+    uniform distribution, regulariser's weight 1, best of 10 next actions in the target, no entropy there, target
+    entropy 0, half of each batch from demonstrations online, 20,000 offline steps. Their rewards are ``10 r + 5`` of -1
+    and 0; the rewards here are the environment's.
+
+    :param policy: ``"MlpPolicy"`` (or SB3's aliases)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param cql_weight: Weight of the conservative regulariser, ``alpha`` in equation 1 of CQL
+    :param cql_n_actions: Actions of each kind in the regulariser's log-sum-exp, and next actions in the target
+    :param actor_learning_rate: Learning rate of the actor and the temperature
+    :param learning_starts: Steps to collect before online learning starts, by the policy itself once pretrained
+    :param replay_buffer_kwargs: ``demonstrations``, ``demonstration_share``, ...; the buffer is always a
+        :class:`DemonstrationReplayBuffer` of :class:`MonteCarloReplayBuffer`
+    :param policy_kwargs: Arguments of the policy
+    :param kwargs: As :class:`~sb3_swfp.baselines.gaussian.GaussianAlgorithm`
+    :raises ValueError: for impossible arguments
+    """
+
+    def __init__(
+        self,
+        policy: str | type[GaussianPolicy],
+        env: GymEnv | str,
+        *,
+        cql_weight: float = 1.0,
+        cql_n_actions: int = 10,
+        actor_learning_rate: float = 1e-4,
+        learning_starts: int = 0,
+        target_entropy: str | float = 0.0,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        if cql_n_actions < 1 or cql_weight < 0.0:
+            raise ValueError(
+                f"cql_n_actions must be at least 1 and cql_weight not negative, got {cql_n_actions} and {cql_weight}"
+            )
+        self.cql_weight, self.cql_n_actions = cql_weight, cql_n_actions
+        self.actor_learning_rate = actor_learning_rate
+        self.is_pretrained = False
+        super().__init__(
+            policy,
+            env,
+            learning_starts=learning_starts,
+            target_entropy=target_entropy,
+            backup_entropy=False,
+            replay_buffer_kwargs={"online_buffer_class": MonteCarloReplayBuffer} | (replay_buffer_kwargs or {}),
+            policy_kwargs=dict(net_arch=dict(pi=[512, 512], qf=[512, 512, 512])) | (policy_kwargs or {}),
+            **kwargs,
+        )
+
+    def pretrain(
+        self: SelfCalQL,
+        demonstrations: Any = None,
+        gradient_steps: int = 20_000,
+        batch_size: int = 256,
+        progress_bar: bool = False,
+        tb_log_name: str | None = None,
+    ) -> None:
+        """
+        The offline phase: the same updates as online, on demonstrations alone.
+
+        :param demonstrations: Anything :func:`load_demonstrations` takes; those of the replay buffer when omitted
+        :param gradient_steps: Gradient steps
+        :param batch_size: Transitions per gradient step
+        :param progress_bar: Show a progress bar
+        :param tb_log_name: Name of the TensorBoard run; by default the class's name and ``_pretrain``
+        :raises ValueError: if there are no demonstrations, or they don't fit the environment
+        """
+        check_arguments(gradient_steps=gradient_steps, batch_size=batch_size)
+        data = self._demonstrations_for_pretraining(demonstrations)
+        fit_normaliser(self._vec_normalize_env, data, self.gamma)
+        self._scale_critics()
+        start_logging(self, tb_log_name or f"{type(self).__name__}_pretrain")
+        buffer = DemonstrationReplayBuffer(
+            1,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            demonstrations=data,
+            n_steps=self.n_steps,
+            gamma=self.gamma,
+            online_buffer_class=MonteCarloReplayBuffer,
+        )
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self._optimizers())
+        for step in tqdm(range(1, gradient_steps + 1), desc="Offline phase", unit="step", disable=not progress_bar):
+            self._update(buffer.sample(batch_size, env=self._vec_normalize_env))
+            if step % 1000 == 0 or step == gradient_steps:
+                self._log_metrics()
+                self.logger.dump(step)
+        self.policy.set_training_mode(False)
+        self.is_pretrained = True
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        super()._update_learning_rate(optimizers)
+        slower = [self.actor.optimizer] + ([self.ent_coef_optimizer] if self.ent_coef_optimizer is not None else [])
+        for optimizer in slower:
+            for group in optimizer.param_groups:
+                group["lr"] = self.actor_learning_rate
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return super()._sample_action(0 if self.is_pretrained else learning_starts, action_noise, n_envs)
+
+    def _next_values(self, observations: PyTorchObs, ent_coef: float) -> th.Tensor:
+        m, features = self.cql_n_actions, self.critic_target.features(observations)
+        actions, _ = self._sampled_actions(observations)
+        pair = th.randperm(self.critic.n_critics)[:2]
+        return self.critic_target.q_values(features, actions, pair).amin(dim=0).view(-1, m).amax(dim=1)
+
+    def _sampled_actions(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """The policy's actions, ``[B * M, d]``, those of a state in consecutive rows, and log-densities ``[B * M]``."""
+        mean, log_std, _ = self.actor.get_action_dist_params(observations)
+        m = self.cql_n_actions
+        repeated = mean.repeat_interleave(m, dim=0), log_std.repeat_interleave(m, dim=0)
+        return self.actor.action_dist.log_prob_from_params(*repeated)
+
+    def _critic_regulariser(
+        self, batch: Batch, features: th.Tensor, q_values: th.Tensor
+    ) -> tuple[th.Tensor | float, dict[str, Any]]:
+        """
+        ``weight * E[log sum_a exp Q - Q(s, a_data)]`` with importance sampling (CQL, appendix F), where Q of the
+        policy's actions is first raised to the Monte-Carlo return (Cal-QL, equation 5.1).
+        """
+        if self.cql_weight == 0.0:
+            return 0.0, {}
+        assert isinstance(batch, CalibratedSamples), "Cal-QL's buffer holds Monte-Carlo returns"
+        m, rows, scale = self.cql_n_actions, len(batch.actions), self.critic.scale
+        uniform = 2.0 * th.rand(rows * m, self.action_dim, device=self.device) - 1.0
+        with th.no_grad():
+            here, here_log_prob = self._sampled_actions(batch.observations)
+            following, following_log_prob = self._sampled_actions(batch.next_observations)
+        together = th.cat([part.view(rows, m, -1) for part in (uniform, here, following)], dim=1).flatten(0, 1)
+        values = self.critic.q_values(features, together).view(self.critic.n_critics, rows, 3 * m)
+        returns = batch.monte_carlo_returns.view(1, rows, 1)
+        below = values[..., m:] < returns
+        values = th.cat([values[..., :m], th.maximum(values[..., m:], returns)], dim=-1)
+        log_density = th.cat(
+            [
+                th.full((rows, m), -self.action_dim * math.log(2.0), device=self.device),
+                here_log_prob.view(rows, m),
+                following_log_prob.view(rows, m),
+            ],
+            dim=1,
+        )
+        gap = th.logsumexp(values - log_density, dim=-1) - q_values
+        # Half of it beside half a squared error, and in units of the scale squared as that is
+        loss = 0.5 * self.cql_weight * gap.mean(dim=1).sum() / scale.square()
+        return loss, {"cql_gap": gap.detach().mean(), "calibrated_share": below.float().mean()}

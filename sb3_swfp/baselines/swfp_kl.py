@@ -1,0 +1,239 @@
+"""SWFP with a Kullback-Leibler trust region in place of Wasserstein's: the ablation of what the JKO step adds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import (
+    DictReplayBufferSamples,
+    GymEnv,
+    ReplayBufferSamples,
+    Schedule,
+)
+
+from sb3_swfp.acting import pick
+from sb3_swfp.bounds import bound_action
+from sb3_swfp.checks import check_arguments
+from sb3_swfp.flow_algorithm import FlowAlgorithm
+from sb3_swfp.policies import FlowActorCriticPolicy, cascade_log_prob, every_other
+from sb3_swfp.pretraining import flow_matching_loss
+from sb3_swfp.transport import w2_paired
+
+#: Bisection of the logarithm of the step's temperature: its range, in units of the values' spread, and its steps
+_LOG_RANGE, _BISECTIONS = math.log(1e4), 30
+
+
+def kl_of_weights(values: th.Tensor, temperature: th.Tensor | float) -> th.Tensor:
+    """
+    ``KL(w || uniform)`` of the weights ``w ~ exp(values / temperature)``: how far the reweighted particles are from the
+    particles as they were drawn.
+
+    :param values: Values of each state's particles, ``[B, M]``
+    :param temperature: Of the weights
+    :return: Mean over the states in nats, scalar; between 0 and ``log M``
+    """
+    log_weights = th.log_softmax(values / temperature, dim=1)
+    return (log_weights.exp() * (log_weights + math.log(values.shape[1]))).sum(dim=1).mean()
+
+
+def temperature_of_kl(values: th.Tensor, target: float) -> th.Tensor:
+    """
+    The temperature at which :func:`kl_of_weights` is ``target``, by bisection (it falls as the temperature rises).
+
+    :param values: Values of each state's particles, ``[B, M]``
+    :param target: Nats
+    :return: Temperature, scalar
+    """
+    spread = values.std(dim=1).mean().clamp_min(1e-8)
+    low, high = -_LOG_RANGE, _LOG_RANGE
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if kl_of_weights(values, spread * math.exp(middle)).item() > target:
+            low = middle
+        else:
+            high = middle
+    return spread * math.exp(high)
+
+
+class SWFPKL(FlowAlgorithm):
+    """
+    SWFP in everything (flow, clone, critics, ripeness, acting, epochs against a frozen reference), but an epoch's step
+    is ``argmin F(rho) + KL(rho || rho_k) / eta`` (mirror descent) instead of the JKO step's ``W2^2 / (2 eta)``.
+
+    Its minimiser is known: ``rho_k`` reweighted by ``exp((Q - alpha log rho_k) / temperature)``, where the temperature
+    is the one at which the step has the KL divergence asked for (as in the E-step of MPO, arXiv 1806.06920). So each
+    update draws particles of the frozen reference, picks one for each state by these weights, and moves all blocks
+    towards it by flow matching. KL can only shift weight between actions that ``rho_k`` already takes; W2 moves them.
+
+    Arguments that SWFP has mean what they mean there.
+
+    :param policy: ``"FlowPolicy"`` (or SB3's aliases)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param kl_step: KL divergence of an epoch's step, in nats; a clone's falls linearly over ``learn()``, to a tenth,
+        as SWFP's movement does. 0.1 is MPO's
+    :param kl_particles: Particles per state that the reference is represented by
+    :param kl_epoch: Block updates against one frozen reference (SWFP's ``jko_epoch``)
+    :param others: See :class:`~sb3_swfp.swfp.SWFP`
+    :raises ValueError: for impossible arguments
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "FlowPolicy": FlowActorCriticPolicy,
+        "MlpPolicy": FlowActorCriticPolicy,
+        "CnnPolicy": FlowActorCriticPolicy,
+        "MultiInputPolicy": FlowActorCriticPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[FlowActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        kl_step: float = 0.1,
+        kl_particles: int = 8,
+        kl_epoch: int = 50,
+        policy_delay: int = 2,
+        critic_warmup: int = 2000,
+        target_candidates: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        check_arguments(
+            batch_size=batch_size,
+            target_update_interval=target_update_interval,
+            policy_delay=policy_delay,
+            n_steps=n_steps,
+            buffer_size=buffer_size,
+            critic_warmup=critic_warmup,
+            target_candidates=target_candidates,
+            gamma=gamma,
+            tau=tau,
+        )
+        if kl_particles < 2 or kl_epoch < 1:
+            raise ValueError(
+                f"kl_particles must be at least 2 and kl_epoch at least 1, got {kl_particles} and {kl_epoch}"
+            )
+        if not 0.0 < kl_step < math.log(kl_particles):
+            raise ValueError(
+                f"kl_step must lie between 0 and log(kl_particles) = {math.log(kl_particles):.2f} nats, got {kl_step}"
+            )
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box,),
+            support_multi_env=True,
+        )
+        self.target_entropy, self.ent_coef = target_entropy, ent_coef
+        self.target_update_interval = target_update_interval
+        self.kl_step, self.kl_particles, self.kl_epoch = kl_step, kl_particles, kl_epoch
+        self.policy_delay, self.critic_warmup = policy_delay, critic_warmup
+        self.target_candidates = target_candidates
+        self._updates_in_epoch = 0
+        self._demonstrations_required = _init_setup_model
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._set_temperature()
+
+    def _after_cloning(self) -> None:
+        self._set_temperature()
+
+    def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
+        observations = every_other(batch.observations)
+        target = self.kl_step * (max(self._current_progress_remaining, 0.1) if self.is_pretrained else 1.0)
+        with th.no_grad():
+            actions, values, entropy = self._particles(observations, ent_coef)
+            temperature = temperature_of_kl(values, target)
+            picked = actions[th.arange(len(actions)), pick(values, temperature)]
+        loss = flow_matching_loss(self.actor, self.actor.features(observations), picked)
+        self.actor.optimizer.zero_grad()
+        loss.backward()
+        self.actor.optimizer.step()
+        metrics: dict[str, Any] = {
+            "actor_loss": loss.detach(),
+            "energy": -values.mean(),
+            "ent_coef": ent_coef,
+            "kl": kl_of_weights(values, temperature),
+            "kl_temperature": temperature,
+        }
+        if ent_coef > 0.0:
+            metrics["entropy"] = entropy
+            self._train_ent_coef(entropy)
+        self._set_temperature()
+        self._updates_in_epoch += 1
+        if self._updates_in_epoch >= self.kl_epoch:
+            metrics |= self._finish_epoch(observations)
+        return metrics
+
+    def _particles(self, observations: Any, ent_coef: float) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Actions of the frozen reference, ``[B, M, d]``, their soft values, ``[B, M]``, and its entropy."""
+        features = self.actor_reference.features(observations)
+        n, m = len(features), self.kl_particles
+        noise = self.actor_reference.noise(n * m)
+        sweep = self.actor_reference.cascade.integrate(features, noise, log_det=ent_coef > 0.0)
+        actions = bound_action(sweep.particles[-1])
+        q_values = self.critic.q_values(self.critic.features(observations), actions)
+        values = q_values.mean(dim=0) if self.is_pretrained else q_values.amin(dim=0)
+        entropy = th.zeros((), device=self.device)
+        if ent_coef > 0.0:
+            log_prob = cascade_log_prob(sweep)
+            values, entropy = values - ent_coef * log_prob, -log_prob.mean()
+        return actions.view(n, m, -1), values.view(n, m), entropy
+
+    @th.no_grad()
+    def _finish_epoch(self, observations: Any) -> dict[str, float]:
+        ends = []
+        noise = self.actor.noise(len(self.actor.features(observations)))
+        for actor in (self.actor, self.actor_reference):
+            ends.append(bound_action(actor.cascade.integrate(actor.features(observations), noise).particles[-1]))
+        self.actor_reference.load_state_dict(self.actor.state_dict())
+        self._updates_in_epoch = 0
+        return {"w2_paired": w2_paired(*ends).sqrt().item()}
