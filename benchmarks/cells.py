@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from benchmarks.digest import code_digest
 
 #: What a result depends on beside the algorithm's own code
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable-baselines3")
-#: Where the code of the algorithms that are not this package's comes from
-_FOREIGN = {"sac": "stable-baselines3", "tqc": "sb3-contrib"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,8 @@ class Result:
     :param curve: Environment steps and score of each evaluation
     :param seconds: Wall-clock time
     :param peak_memory_mb: Largest resident memory of its process
+    :param cpu_seconds: Processor time of its process
+    :param details: Whatever else the suite keeps
     """
 
     cell: Cell
@@ -60,6 +60,8 @@ class Result:
     curve: list[tuple[int, float]]
     seconds: float
     peak_memory_mb: float
+    cpu_seconds: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """
@@ -83,17 +85,17 @@ class Result:
         return Result(cell=Cell(**stored.pop("cell")), curve=curve, **stored)
 
 
-def versions(algo: str) -> dict[str, str]:
+def versions(module: str) -> dict[str, str]:
     """
-    :param algo: Name of an algorithm
-    :return: Versions of what its result depends on: packages, and a digest of this package's code where it is used
+    :param module: Name of the module that a result depends on
+    :return: Versions of the packages it depends on, and a digest of this package's code where it is used
     """
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in (*_PACKAGES, _FOREIGN.get(algo, "sb3-swfp")):
+    for name in dict.fromkeys((*_PACKAGES, module.partition(".")[0].replace("_", "-"))):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    if algo not in _FOREIGN:
-        found["code"] = code_digest("sb3_swfp.swfp")
+    if module.startswith("sb3_swfp."):
+        found["code"] = code_digest(module)
     return found

@@ -1,49 +1,72 @@
-"""Tables from stored results."""
+"""Tables and figures from stored results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
-from benchmarks.cells import Cell, Result
-from benchmarks.suites import SUITES
+from benchmarks.reporting.curves import draw
+from benchmarks.reporting.sections import LEGEND, section
+from benchmarks.reporting.statistics import summarise
+from benchmarks.reporting.stored import collect
 
 
-def report(suite: str, root: Path) -> str:
+def report(suites: str | Sequence[str], root: Path, out: Path | None = None) -> str:
     """
-    A table of each task, in Markdown: score at the end (mean and standard deviation over seeds), score of each seed,
-    mean over all evaluations (area under the curve), wall-clock time.
+    Tables of suites in Markdown and, with ``out``, a page of them with figures beside it. The same results give the
+    same bytes; only the part under "Cost" depends on how fast they were made.
 
-    :param suite: Name of the suite
+    Each suite's part of the page stands between two comments and is replaced by the next report; what else is written
+    on the page, other suites' parts included, stays as it is.
+
+    :param suites: Names of suites, or of one
     :param root: Folder of all results
+    :param out: The page; figures go to ``figures/results-<suite>-<task>.png`` beside it. ``None`` writes nothing
     :return: The tables
-    :raises FileNotFoundError: if there are no results
+    :raises FileNotFoundError: if there are no results of any of them
+    :raises ValueError: if there are results that must not be averaged (:func:`~benchmarks.reporting.stored.collect`),
+        or a comment on the page that begins a part and none that ends it; nothing is written then
+    :raises ImportError: if rliable or matplotlib is missing
     """
-    lines: list[str] = []
-    for task in SUITES[suite].tasks:
-        rows = [_row(algo, _results(suite, task, algo, root)) for algo in SUITES[suite].algos]
-        rows = [row for row in rows if row]
-        if rows:
-            lines += [f"**{task}**, {SUITES[suite].score}", ""]
-            lines += ["| algorithm | at the end | each seed | area under the curve | seconds per 1,000 steps |"]
-            lines += ["|---|---|---|---|---|", *rows, ""]
-    if not lines:
-        raise FileNotFoundError(f"No results of {suite} in {root}: python -m benchmarks run --suite {suite}")
-    return "\n".join(lines)
+    names = [suites] if isinstance(suites, str) else list(suites)
+    stored, problems = [], []
+    for name in names:
+        try:
+            stored.append(collect(name, root))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    if not any(each.all for each in stored):
+        commands = " or ".join(f"python -m benchmarks run --suite {name}" for name in names)
+        raise FileNotFoundError(f"No results of {', '.join(names)} in {root}: {commands}")
+    summaries = {each.name: {key: summarise(results) for key, results in each.results.items()} for each in stored}
+    figures = "figures" if out is not None else None
+    parts = {each.name: section(each, summaries[each.name], figures) for each in stored}
+    if out is not None:
+        page = _with_parts(out, {"legend": LEGEND, **parts})  # first: a page that is broken is left alone
+        folder = out.parent / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in stored:
+            for task in each.tasks:
+                draw(each, task, summaries[each.name], folder)
+        out.write_text(page, encoding="utf-8")
+    return "\n\n".join([*parts.values(), LEGEND]) + "\n"
 
 
-def _results(suite: str, task: str, algo: str, root: Path) -> list[Result]:
-    folders = sorted(Cell(suite, task, algo, 0).folder(root).parent.glob(f"{algo}-*"))
-    return [result for result in map(Result.load, folders) if result is not None and result.curve]
-
-
-def _row(algo: str, results: Sequence[Result]) -> str:
-    if not results:
-        return ""
-    finals = [result.curve[-1][1] for result in results]
-    areas = [fmean(score for _, score in result.curve) for result in results]
-    speeds = [1000.0 * result.seconds / result.config["steps"] for result in results]
-    spread = f" ± {stdev(finals):,.0f}" if len(finals) > 1 else ""
-    seeds = ", ".join(f"{score:,.0f}" for score in finals)
-    return f"| {algo} | {fmean(finals):,.0f}{spread} | {seeds} | {fmean(areas):,.0f} | {fmean(speeds):.1f} |"
+def _with_parts(path: Path, parts: Mapping[str, str]) -> str:
+    """The page with these parts between their comments, replaced where they are there and else at the end."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n"
+    for name, content in parts.items():
+        begin = f"<!-- report {name}: made by python -m benchmarks report, do not edit -->"
+        end = f"<!-- end of report {name} -->"
+        part = f"{begin}\n\n{content}\n\n{end}"
+        before, begins, rest = text.partition(begin)
+        if not begins:
+            text = f"{text.rstrip()}\n\n{part}\n"
+            continue
+        _, ends, after = rest.partition(end)
+        if not ends:
+            raise ValueError(f"{path}: {begin!r} is not followed by {end!r}; remove the one or add the other")
+        text = before + part + after
+    return text

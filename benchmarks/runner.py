@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -39,16 +40,19 @@ def run_cell(cell: Cell, steps: int, folder: Path) -> None:
     """
     suite = SUITES[cell.suite]
     started = time.monotonic()
-    found = versions(cell.algo)  # now: the code on disk may change while it runs
-    config = suite.run(cell, steps, folder)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = versions(suite.module(cell.algo))  # now: the code on disk may change while it runs
+    settings = suite.settings(cell)
+    details = suite.run(cell, settings, steps, folder)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     result = Result(
         cell=cell,
         versions=found,
-        config=config | {"steps": steps},
+        config=settings | {"steps": steps},
         curve=suite.curve(folder),
         seconds=time.monotonic() - started,
-        peak_memory_mb=kilobytes / 1024,
+        peak_memory_mb=usage.ru_maxrss / 1024,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        details=details,
     )
     result.save(folder)
 
@@ -95,10 +99,12 @@ def _is_finished(cell: Cell, root: Path, steps: int) -> bool:
     result = Result.load(folder)
     if result is None:
         return False
-    current = versions(cell.algo)
+    suite = SUITES[cell.suite]
+    current = versions(suite.module(cell.algo))
     changed = [name for name in current if result.versions.get(name) != current[name]]
-    if result.config.get("steps") != steps:
-        changed.append("steps")
+    # As JSON gives them back: tuples are lists there
+    wanted = json.loads(json.dumps(suite.settings(cell) | {"steps": steps}))
+    changed += [name for name in wanted if result.config.get(name) != wanted[name]]
     if changed:
         raise ValueError(
             f"{folder} holds a result with another {', '.join(changed)}: results of different versions are not mixed. "

@@ -1,0 +1,139 @@
+"""A suite's tasks put together: interquartile mean over tasks and seeds, probability of improvement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.reporting.statistics import (
+    Estimate,
+    Summaries,
+    area_under_curve,
+    clone_level,
+    deepest_dip,
+    improvement_estimate,
+    interquartile_estimate,
+)
+from benchmarks.reporting.stored import Stored
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """
+    One algorithm over several tasks; scores are normalised to [0, 1].
+
+    :param final: Interquartile mean of the final scores
+    :param mean: Their mean
+    :param area: Mean area under the curve
+    :param dip: Mean deepest dip, ``None`` if a run was not evaluated at step 0 and later
+    :param below: Mean of the lowest score after step 0 minus the clone's on the task, ``None`` likewise
+    """
+
+    final: Estimate
+    mean: float
+    area: float
+    dip: float | None
+    below: float | None
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """
+    The reference algorithm against another one.
+
+    :param probability: That a run of the reference scores higher
+    :param matched: Tasks on which the reference's interquartile mean is no lower
+    """
+
+    probability: Estimate
+    matched: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    All algorithms over the tasks that they have in common.
+
+    :param tasks: The tasks
+    :param runs: Seeds of each algorithm on each task
+    :param algos: Each algorithm's figures, empty without bounds to normalise by
+    :param improvements: The reference against each of the others, empty where the reference has no results
+    :param notes: What was left out and why
+    """
+
+    tasks: list[str]
+    runs: Mapping[str, int]
+    algos: Mapping[str, Aggregate]
+    improvements: Mapping[str, Improvement]
+    notes: list[str]
+
+
+def compare(stored: Stored, summaries: Summaries) -> Comparison:
+    """
+    :param stored: Results of a suite
+    :param summaries: Summary of each task and algorithm that have results
+    :return: The comparison; without tasks if there are none that all algorithms have results on
+    """
+    algos, notes = stored.algos(), []
+    tasks = [task for task in stored.tasks if all(stored.of(task, algo) for algo in algos)]
+    for task in stored.tasks:
+        if task not in tasks:
+            lacking = ", ".join(algo for algo in algos if not stored.of(task, algo))
+            notes.append(f"Left out: {task}, where there is nothing of {lacking}.")
+    if not tasks:
+        return Comparison([], {}, {}, {}, notes)
+    # rliable's bootstrap wants as many runs on every task; which ones does not matter, as it draws them task by task
+    counts = {algo: [len(stored.of(task, algo)) for task in tasks] for algo in algos}
+    runs = {algo: min(counts[algo]) for algo in algos}
+    cut = [f"{algo} {runs[algo]}" for algo in algos if max(counts[algo]) > runs[algo]]
+    if cut:
+        notes.append(f"Of these only the first seeds, as many as the task with fewest has: {', '.join(cut)}.")
+    normalised = all(stored.bounds(task) for task in tasks)
+    return Comparison(
+        tasks,
+        runs,
+        {algo: _aggregate(stored, summaries, tasks, algo, runs[algo]) for algo in algos} if normalised else {},
+        _improvements(summaries, tasks, stored.reference, runs),
+        notes,
+    )
+
+
+def _aggregate(stored: Stored, summaries: Summaries, tasks: list[str], algo: str, runs: int) -> Aggregate:
+    finals, areas, dips, below = [], [], [], []
+    for task in tasks:
+        low, high = stored.bounds(task) or (0.0, 1.0)
+        level = clone_level(stored, task, summaries)
+        for result in stored.of(task, algo)[:runs]:
+            curve = [(step, (score - low) / (high - low)) for step, score in result.curve]
+            finals.append(curve[-1][1])
+            areas.append(area_under_curve(curve))
+            if (dip := deepest_dip(curve)) is not None:
+                dips.append(dip)
+                if level is not None:
+                    below.append(dip + curve[0][1] - (level - low) / (high - low))
+    return Aggregate(
+        final=interquartile_estimate(np.array(finals).reshape(len(tasks), runs).T[:, :, None]),
+        mean=float(np.mean(finals)),
+        area=float(np.mean(areas)),
+        dip=float(np.mean(dips)) if len(dips) == len(finals) else None,
+        below=float(np.mean(below)) if len(below) == len(finals) else None,
+    )
+
+
+def _improvements(
+    summaries: Summaries, tasks: list[str], reference: str, runs: Mapping[str, int]
+) -> dict[str, Improvement]:
+    if reference not in runs:
+        return {}
+    scores = {algo: np.array([summaries[task, algo].finals[:most] for task in tasks]).T for algo, most in runs.items()}
+    means = {algo: np.array([summaries[task, algo].final.value[0] for task in tasks]) for algo in runs}
+    return {
+        algo: Improvement(
+            improvement_estimate(scores[reference], scores[algo]),
+            int(np.sum(means[reference] >= means[algo] - 1e-9)),  # rates are rounded
+        )
+        for algo in runs
+        if algo != reference
+    }

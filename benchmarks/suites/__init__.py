@@ -1,0 +1,12 @@
+"""The suites: what each runs, and how one of its cells is run. A new suite is one file here and one line below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.suites import adroit, fetch, scratch
+from benchmarks.suites.base import Curve, Suite
+
+__all__ = ["SUITES", "Curve", "Suite"]
+
+SUITES: Mapping[str, Suite] = {**scratch.SUITES, **adroit.SUITES, **fetch.SUITES}

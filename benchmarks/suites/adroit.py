@@ -1,0 +1,72 @@
+"""Adroit hands, from real demonstrations: the main comparison, and the studies of SWFP's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.algorithms import ALGORITHMS, Algorithm
+from benchmarks.suites.base import Suite
+from benchmarks.suites.finetuning import Task, finetuning_suite, main_algorithms
+
+_PACKAGE = "gymnasium_robotics"
+
+TASKS: Mapping[str, Task] = {
+    "door": Task("AdroitHandDoorSparse-v1", _PACKAGE, "adroit/door-expert-v0", 10),
+    # Every goal is another one: two critic updates a step, and as many of the actor as on the door
+    "pen": Task(
+        "AdroitHandPenSparse-v1",
+        _PACKAGE,
+        "adroit/pen-expert-v0",
+        10,
+        arguments=dict(gradient_steps=2, policy_delay=4),
+    ),
+    "door-human": Task("AdroitHandDoorSparse-v1", _PACKAGE, "adroit/door-human-v0", 25),
+}
+_EXPERT = {name: TASKS[name] for name in ("door", "pen")}
+_SWFP: Algorithm = ALGORITHMS["swfp"]
+
+
+def _blocks(n: int) -> Algorithm:
+    return _SWFP.with_arguments(policy_kwargs=dict(n_blocks=n))
+
+
+#: Step sizes of the study that looks for where the JKO picture breaks, as constants (not steered)
+_STEP_SIZES = (0.01, 0.1, 1.0, 10.0)
+
+SUITES: Mapping[str, Suite] = {
+    "adroit": finetuning_suite(
+        "offline to online on Adroit hands, matched settings",
+        TASKS,
+        main_algorithms("swfp", "rlpd", "calql", "ibrl", "dppo", "clone"),
+    ),
+    "adroit-published": finetuning_suite(
+        "offline to online on Adroit hands, each baseline with its published settings",
+        TASKS,
+        main_algorithms("swfp", "rlpd-published", "calql-published", "ibrl-published"),
+    ),
+    "blocks": finetuning_suite(
+        "number of flow blocks",
+        _EXPERT,
+        {"swfp": _SWFP} | {f"swfp-{n}-blocks": _blocks(n) for n in (1, 3, 10)},
+    ),
+    "order": finetuning_suite(
+        "blocks in parallel on stale particles, or strictly one after the other",
+        _EXPERT,
+        {"swfp": _SWFP, "swfp-sequential": _SWFP.with_arguments(block_training="sequential")},
+    ),
+    "trust-region": finetuning_suite(
+        "Wasserstein-2 (paired, entropic) or Kullback-Leibler as the trust region",
+        _EXPERT,
+        {"swfp": _SWFP, "swfp-sinkhorn": _SWFP.with_arguments(w2="sinkhorn"), "swfp_kl": ALGORITHMS["swfp_kl"]},
+    ),
+    "step-size": finetuning_suite(
+        "constant JKO step sizes with 1, 5 and 10 blocks",
+        {"door": TASKS["door"]},
+        {"swfp": _SWFP}
+        | {
+            f"swfp-{n}-blocks-eta-{eta}": _blocks(n).with_arguments(jko_step_size=eta)
+            for n in (1, 5, 10)
+            for eta in _STEP_SIZES
+        },
+    ),
+}

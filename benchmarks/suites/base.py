@@ -1,0 +1,40 @@
+"""What a suite is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import Cell
+
+#: Environment steps and score of each evaluation
+Curve = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """
+    A table of tasks and algorithms.
+
+    :param description: One line
+    :param score: What a curve's values are
+    :param tasks: Name of each task and its environment steps
+    :param algos: Names of the algorithms
+    :param settings: All settings of a cell, as JSON can hold them; a result made with others is another result
+    :param module: Name of the module, of whatever package, that an algorithm's result depends on
+    :param run: Runs a cell in this process: cell, its settings, environment steps, folder -> details to keep
+    :param curve: Reads the evaluations so far from the cell's folder
+    :param bounds: Of each task's score, to normalise it by; ``None`` where scores are not comparable
+    """
+
+    description: str
+    score: str
+    tasks: Mapping[str, int]
+    algos: tuple[str, ...]
+    settings: Callable[[Cell], dict[str, Any]]
+    module: Callable[[str], str]
+    run: Callable[[Cell, dict[str, Any], int, Path], dict[str, Any]]
+    curve: Callable[[Path], Curve]
+    bounds: Mapping[str, tuple[float, float]] | None = None

@@ -1,0 +1,59 @@
+"""The demo's task: FetchPickAndPlace with hindsight goals, from the scripted teacher of ``examples/``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suites.base import Suite
+from benchmarks.suites.finetuning import Task, finetuning_suite, main_algorithms
+
+_EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+#: The demo's settings (examples/demo.py), for all that update off-policy
+_ARGUMENTS: dict[str, Any] = dict(
+    gamma=0.98,
+    n_steps=1,
+    gradient_steps=2,
+    policy_delay=4,
+    policy_kwargs=dict(n_critics=2),
+    replay_buffer_kwargs=dict(online_buffer_class="stable_baselines3.HerReplayBuffer"),
+)
+_CLUMSINESS = 0.4
+
+
+def prepare(settings: dict[str, Any], seed: int) -> tuple[Callable[[], Any], Any, Any]:
+    """
+    :param settings: A cell's
+    :param seed: Of the teacher and of the training environment
+    :return: What makes one environment, the training environment (normalised by the demonstrations), the demonstrations
+    """
+    sys.path.insert(0, str(_EXAMPLES))
+    teacher, common = import_module("scripted_fetch"), import_module("common")
+    demonstrations = teacher.collect_demonstrations(settings["n_demonstrations"], seed, _CLUMSINESS)
+    return teacher.make_env, common.normalized_env(teacher.make_env, demonstrations, seed), demonstrations
+
+
+TASKS: Mapping[str, Task] = {
+    "pick-and-place": Task(
+        "FetchPickAndPlace-v4",
+        "gymnasium_robotics",
+        "scripted",
+        50,
+        steps=10_000,
+        eval_freq=2_000,
+        arguments=_ARGUMENTS,
+        prepare="benchmarks.suites.fetch.prepare",
+    )
+}
+
+# Cal-QL is not here: hindsight changes the goals, and a Monte-Carlo return is one of the goal that was pursued
+SUITES: Mapping[str, Suite] = {
+    "fetch": finetuning_suite(
+        "offline to online on the demo's task, with hindsight goals, matched settings",
+        TASKS,
+        main_algorithms("swfp", "rlpd", "ibrl", "dppo", "clone"),
+    ),
+}

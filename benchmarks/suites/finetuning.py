@@ -1,0 +1,166 @@
+"""How a cell fine-tunes from demonstrations: the same environment, data, budget and evaluation for each algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.algorithms import ALGORITHMS, Algorithm, merge, named
+from benchmarks.cells import Cell
+from benchmarks.suites.base import Curve, Suite
+
+_HISTORY = "curve.csv"
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    :param env: Environment id
+    :param package: Package that registers it, if not Gymnasium
+    :param dataset: What ``load_demonstrations`` takes
+    :param n_demonstrations: How many of its episodes
+    :param steps: Environment steps of fine-tuning
+    :param eval_freq: Environment steps from one evaluation to the next
+    :param eval_episodes: Fixed episodes an evaluation
+    :param arguments: Arguments of every off-policy algorithm here, in place of the matched ones
+    :param prepare: Function that makes environments and demonstrations, by its dotted name: settings and seed -> a
+        function that makes one environment, the training environment, what ``load_demonstrations`` takes
+    """
+
+    env: str
+    package: str | None
+    dataset: str
+    n_demonstrations: int
+    steps: int = 30_000
+    eval_freq: int = 3_000
+    eval_episodes: int = 50
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    prepare: str = "benchmarks.suites.finetuning.prepare"
+
+
+def finetuning_suite(description: str, tasks: Mapping[str, Task], algorithms: Mapping[str, Algorithm]) -> Suite:
+    """
+    :param description: One line
+    :param tasks: The tasks by name
+    :param algorithms: The algorithms by name
+    :return: A suite of them
+    """
+    return Suite(
+        description,
+        "success rate over 50 fixed episodes",
+        {name: task.steps for name, task in tasks.items()},
+        tuple(algorithms),
+        partial(_settings, tasks, algorithms),
+        lambda algo: algorithms[algo].module,
+        run,
+        curve,
+        {name: (0.0, 1.0) for name in tasks},
+    )
+
+
+def main_algorithms(*names: str) -> dict[str, Algorithm]:
+    """
+    :param names: Names in ``ALGORITHMS``
+    :return: These
+    """
+    return {name: ALGORITHMS[name] for name in names}
+
+
+def _settings(tasks: Mapping[str, Task], algorithms: Mapping[str, Algorithm], cell: Cell) -> dict[str, Any]:
+    task, algorithm = tasks[cell.task], algorithms[cell.algo]
+    described = {
+        item.name: getattr(task, item.name) for item in fields(task) if item.name not in ("steps", "arguments")
+    }
+    # Published settings are the classes' defaults, and DPPO's updates are of another kind: nothing to match
+    matched = bool(algorithm.arguments)
+    return described | {
+        "algorithm": algorithm.path,
+        "policy": algorithm.policy,
+        "arguments": merge(algorithm.arguments, task.arguments) if matched else {},
+        "pretrain": None if algorithm.pretrain is None else dict(algorithm.pretrain),
+    }
+
+
+def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[str, Any]:
+    """
+    Clone where the algorithm clones, fine-tune, evaluate on fixed episodes.
+
+    :param cell: The cell
+    :param settings: All settings
+    :param steps: Environment steps of fine-tuning
+    :param folder: Where the curve and the model go
+    :return: The last training metrics
+    """
+    from sb3_swfp.callbacks import SuccessEvalCallback
+
+    make_env, env, demonstrations = named(settings["prepare"])(settings, cell.seed)
+    model = _make_model(settings, env, demonstrations, cell.seed)
+    if settings["pretrain"] is not None:
+        model.pretrain(**settings["pretrain"])
+    evaluation = SuccessEvalCallback(
+        make_env,
+        eval_freq=settings["eval_freq"],
+        n_eval_episodes=settings["eval_episodes"],
+        history_path=folder / _HISTORY,
+    )
+    model.learn(steps, callback=evaluation)
+    model.save(folder / "model.zip")
+    return {"returns": [point.mean_reward for point in evaluation.points], "metrics": getattr(model, "_metrics", {})}
+
+
+def prepare(settings: dict[str, Any], seed: int) -> tuple[Callable[[], Any], Any, Any]:
+    """
+    :param settings: A cell's
+    :param seed: Of the training environment
+    :return: What makes one environment, the training environment, the demonstrations
+    :raises ImportError: if the package that registers the environment is missing
+    :raises FileNotFoundError: if the demonstrations are
+    """
+    import gymnasium as gym
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from sb3_swfp import load_demonstrations
+
+    if settings["package"] is not None:
+        try:
+            gym.register_envs(import_module(settings["package"]))
+        except ImportError as error:
+            raise ImportError(f'{settings["env"]} needs {settings["package"]}: pip install "sb3-swfp[all]"') from error
+    make_env = partial(gym.make, settings["env"])
+    demonstrations = load_demonstrations(settings["dataset"], settings["n_demonstrations"])
+    return make_env, make_vec_env(make_env, n_envs=1, seed=seed), demonstrations
+
+
+def _make_model(settings: dict[str, Any], env: Any, demonstrations: Any, seed: int) -> Any:
+    from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+    from sb3_swfp import DemonstrationReplayBuffer
+
+    arguments = dict(settings["arguments"])
+    cls = named(settings["algorithm"])
+    if issubclass(cls, OnPolicyAlgorithm):
+        arguments["demonstrations"] = demonstrations
+    else:
+        arguments["replay_buffer_kwargs"] = {"demonstrations": demonstrations} | arguments.get(
+            "replay_buffer_kwargs", {}
+        )
+        if arguments.get("replay_buffer_class") == "DemonstrationReplayBuffer":
+            arguments["replay_buffer_class"] = DemonstrationReplayBuffer
+    return cls(settings["policy"], env, seed=seed, **arguments)
+
+
+def curve(folder: Path) -> Curve:
+    """
+    :param folder: Folder of a cell
+    :return: Success so far
+    """
+    from sb3_swfp.callbacks import read_history
+
+    try:
+        return [(point.timesteps, point.success_rate) for point in read_history(folder / _HISTORY)]
+    except FileNotFoundError:
+        return []
