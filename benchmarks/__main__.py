@@ -3,7 +3,7 @@ Benchmarks of SWFP beside other algorithms.
 
     python -m benchmarks list
     python -m benchmarks run --suite scratch --seeds 0-2 --jobs 2
-    python -m benchmarks report --suite scratch
+    python -m benchmarks report
 
 Each cell (task, algorithm, seed) runs in its own process with one thread. What has a result is not run again, so a
 stopped run goes on where it was; python -m benchmarks.speed measures speed and memory.
@@ -19,6 +19,9 @@ from benchmarks.report import report
 from benchmarks.runner import run_cell, run_cells
 from benchmarks.suites import SUITES
 
+#: Result files in it are kept under version control; logs and models beside them are not (.gitignore)
+RESULTS = Path(__file__).resolve().parent / "results"
+
 
 def main(arguments: list[str] | None = None) -> None:
     """
@@ -31,10 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
         for name, suite in SUITES.items():
             print(f"{name}: {suite.description}\n  tasks: {', '.join(suite.tasks)}\n  algos: {', '.join(suite.algos)}")
     elif parsed.command == "report":
-        try:
-            print(report(parsed.suite, parsed.out))
-        except FileNotFoundError as error:
-            raise SystemExit(str(error)) from error
+        names = [parsed.suite] if parsed.suite else [name for name in SUITES if (parsed.out / name).is_dir()]
+        _report(names or list(SUITES), parsed.out, parsed.page)
     else:
         _run(parsed)
 
@@ -46,13 +47,22 @@ def _run(parsed: argparse.Namespace) -> None:
     # Seed by seed, so that a run that is stopped has compared something
     cells = [Cell(parsed.suite, task, algo, seed) for seed in parsed.seeds for task in tasks for algo in algos]
     try:
+        for task in tasks:
+            suite.check(task)  # one line now instead of a log for each cell
         failed = run_cells(cells, parsed.out, parsed.jobs, parsed.steps)
-    except ValueError as error:
+    except (FileNotFoundError, ImportError, ValueError) as error:
         raise SystemExit(str(error)) from error
     if failed:
         logs = "\n".join(str(path) for path in failed)
         raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; their logs:\n{logs}")
-    print(report(parsed.suite, parsed.out))
+    _report([parsed.suite], parsed.out, None)
+
+
+def _report(suites: list[str], root: Path, page: Path | None) -> None:
+    try:
+        print(report(suites, root, page))
+    except (FileNotFoundError, ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from error
 
 
 def _choose(what: str, named: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -91,9 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{list,run,report}")
     commands.add_parser("list", help="the suites, their tasks and algorithms")
     run = commands.add_parser("run", help="run what has no result yet, then report")
-    for each in (run, commands.add_parser("report", help="tables from stored results")):
-        each.add_argument("--suite", required=True, choices=tuple(SUITES))
-        each.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of all results")
+    tables = commands.add_parser("report", help="tables and figures from stored results")
+    run.add_argument("--suite", required=True, choices=tuple(SUITES))
+    tables.add_argument("--suite", choices=tuple(SUITES), help="one of them (default: all that have results)")
+    tables.add_argument("--page", type=Path, default=Path("docs/results.md"), help="page that the tables go to")
+    for each in (run, tables):
+        each.add_argument("--out", type=Path, default=RESULTS, help="folder of all results (default: %(default)s)")
     run.add_argument("--tasks", help="some of the suite's tasks, separated by commas (default: all)")
     run.add_argument("--algos", help="some of the suite's algorithms, likewise")
     run.add_argument("--seeds", type=seed_range, default=[0, 1, 2], help="3, 0-2 or 0,2,5 (default: 0-2)")

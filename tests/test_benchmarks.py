@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"
 from benchmarks import runner  # noqa: E402
 from benchmarks.__main__ import main, seed_range  # noqa: E402
 from benchmarks.cells import Cell, Result, versions  # noqa: E402
-from benchmarks.report import report  # noqa: E402
+from benchmarks.suites import SUITES  # noqa: E402
 
 RUN = ["run", "--suite", "scratch", "--tasks", "Pendulum-v1", "--seeds", "0"]
 
@@ -23,7 +24,7 @@ def test_runs_resumes_and_reports(
     command = [*RUN, "--algos", "swfp,sac", "--steps", "220", "--out", str(tmp_path)]
     main(command)
     table = capsys.readouterr().out
-    assert "**Pendulum-v1**" in table and "| swfp |" in table and "| sac |" in table and "tqc" not in table
+    assert "### Pendulum-v1" in table and "| swfp |" in table and "| sac |" in table and "| tqc |" not in table
     result = Result.load(Cell("scratch", "Pendulum-v1", "sac", 0).folder(tmp_path))
     assert result is not None and [step for step, _ in result.curve] == list(range(22, 221, 22))
     assert all(-2000.0 < score < 0.0 for _, score in result.curve) and result.peak_memory_mb > 100.0
@@ -43,21 +44,32 @@ def store(root: Path, algo: str, seed: int, final: float, **changed: str) -> Pat
     folder = cell.folder(root)
     folder.mkdir(parents=True)
     curve = [(5_000, final - 100.0), (10_000, final)]
-    Result(cell, versions(algo) | changed, {"steps": 10_000}, curve, 50.0, 300.0).save(folder)
+    suite = SUITES["scratch"]
+    config = suite.settings(cell) | {"steps": 10_000}
+    Result(cell, versions(suite.module(algo)) | changed, config, curve, 50.0, 300.0).save(folder)
     return folder
-
-
-def test_report(tmp_path: Path) -> None:
-    for seed, final in enumerate((-100.0, -200.0)):
-        store(tmp_path, "swfp", seed, final)
-    table = report("scratch", tmp_path)
-    assert "| swfp | -150 ± 71 | -100, -200 | -200 | 5.0 |" in table
 
 
 def test_results_of_other_versions_are_not_mixed(tmp_path: Path) -> None:
     store(tmp_path, "swfp", 0, -100.0, code="older")
     with pytest.raises(SystemExit, match=r"another code.*not mixed"):
         main([*RUN, "--algos", "swfp", "--out", str(tmp_path)])
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path, "sac", 0, -100.0)
+    others = replace(SUITES["scratch"], settings=lambda cell: {"learning_rate": 0.1})
+    monkeypatch.setitem(SUITES, "scratch", others)  # type: ignore[arg-type, misc]
+    with pytest.raises(SystemExit, match=r"another learning_rate.*not mixed"):
+        main([*RUN, "--algos", "sac", "--steps", "10000", "--out", str(tmp_path)])
+
+
+def test_missing_demonstrations_are_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="adroit/door-expert-v0"):
+        main(["run", "--suite", "adroit", "--tasks", "door", "--out", str(tmp_path / "results")])
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_crash_names_its_log_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ class Suite:
     :param module: Name of the module, of whatever package, that an algorithm's result depends on
     :param run: Runs a cell in this process: cell, its settings, environment steps, folder -> details to keep
     :param curve: Reads the evaluations so far from the cell's folder
+    :param check: Raises ``FileNotFoundError`` or ``ImportError`` if what a task needs is not on this machine
     :param bounds: Of each task's score, to normalise it by; ``None`` where scores are not comparable
     """
 
@@ -37,4 +38,5 @@ class Suite:
     module: Callable[[str], str]
     run: Callable[[Cell, dict[str, Any], int, Path], dict[str, Any]]
     curve: Callable[[Path], Curve]
+    check: Callable[[str], None] = lambda task: None
     bounds: Mapping[str, tuple[float, float]] | None = None

@@ -58,8 +58,17 @@ def finetuning_suite(description: str, tasks: Mapping[str, Task], algorithms: Ma
         lambda algo: algorithms[algo].module,
         run,
         curve,
+        partial(_check, tasks),
         {name: (0.0, 1.0) for name in tasks},
     )
+
+
+def _check(tasks: Mapping[str, Task], name: str) -> None:
+    task = tasks[name]
+    if task.prepare.startswith(f"{__name__}."):
+        from sb3_swfp import load_demonstrations
+
+        load_demonstrations(task.dataset, task.n_demonstrations)
 
 
 def main_algorithms(*names: str) -> dict[str, Algorithm]:

@@ -1,0 +1,369 @@
+"""The benchmarks' report: statistics against closed forms and rliable's own, what is missing or must not be mixed."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rliable", reason='needs rliable: pip install "sb3-swfp[zoo]"')
+
+from benchmarks.cells import Cell, Result  # noqa: E402
+from benchmarks.report import report  # noqa: E402
+from benchmarks.reporting import statistics  # noqa: E402
+from benchmarks.reporting.optional import optional  # noqa: E402
+from benchmarks.reporting.stored import collect, ranges  # noqa: E402
+from benchmarks.suites import SUITES  # noqa: E402
+
+VERSIONS = {"python": "3.11.0", "torch": "2.13.0", "code": "abcdef"}
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A suite of two tasks and three algorithms."""
+    suite = SimpleNamespace(
+        description="Two tasks",
+        score="success in 50 episodes",
+        tasks={"door": 1_000, "pen": 1_000},
+        algos=("swfp", "rlpd", "swfp-kl"),
+        bounds=None,
+    )
+    monkeypatch.setitem(SUITES, "toy", suite)
+    return suite
+
+
+def store(root: Path, algo: str, seed: int, *scores: float, task: str = "door", **changed: Any) -> Path:
+    """Store a result with evaluations at steps 0, 100, ..."""
+    cell = Cell("toy", task, algo, seed)
+    result = Result(
+        cell=cell,
+        versions=VERSIONS,
+        config={"steps": 1_000, "eval_episodes": 50},
+        curve=[(100 * index, score) for index, score in enumerate(scores)],
+        seconds=7.2,
+        cpu_seconds=3.6,
+        peak_memory_mb=300.0,
+    )
+    cell.folder(root).mkdir(parents=True, exist_ok=True)
+    replace(result, **changed).save(cell.folder(root))
+    return cell.folder(root)
+
+
+def store_all(root: Path, finals: Mapping[str, list[float]]) -> None:
+    for task in ("door", "pen"):
+        for algo, scores in finals.items():
+            for seed, final in enumerate(scores):
+                store(root, algo, seed, 0.5, final, task=task)
+
+
+def row(text: str, name: str, after: str = "") -> list[str]:
+    """Entries of the first table row with this name after a text."""
+    lines = text[text.index(after) :].splitlines()
+    return next(line for line in lines if line.startswith(f"| {name} |")).strip("| ").split(" | ")
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("runs", [1, 3, 4, 5, 8])
+def test_interquartile_mean_is_rliables(runs: int) -> None:
+    scores = np.random.default_rng(0).random((runs, 3, 2))
+    expected = [optional("rliable.metrics").aggregate_iqm(scores[..., index]) for index in range(2)]
+    assert np.allclose(statistics.interquartile_mean(scores), expected)
+    assert statistics.interquartile_mean(np.array([0.0, 1.0, 2.0, 9.0])[:, None, None]) == 1.5
+
+
+def test_probability_of_improvement_is_rliables() -> None:
+    generator = np.random.default_rng(0)
+    scores, others = generator.integers(0, 5, (3, 4)) / 4, generator.integers(0, 5, (5, 4)) / 4
+    expected = optional("rliable.metrics").probability_of_improvement(scores, others)
+    assert statistics.mean_improvement(scores, others) == pytest.approx(expected)
+    low, same = np.array([[0.0], [0.5]]), np.array([[0.5], [1.0]])
+    assert statistics.mean_improvement(low, same) == pytest.approx(0.125)  # one tie of four pairs, no win
+
+
+def test_intervals_are_the_same_each_time_and_leave_numpys_state_alone() -> None:
+    scores = np.random.default_rng(0).random((5, 2, 1))
+    np.random.seed(3)
+    drawn = np.random.random(3)
+    np.random.seed(3)
+    first, second = (statistics.interquartile_estimate(scores) for _ in range(2))
+    assert (first.low, first.high) == (second.low, second.high)
+    assert np.array_equal(np.random.random(3), drawn)
+    assert first.low is not None and first.high is not None
+    assert scores.min() < first.low < first.value < first.high < scores.max()
+
+
+def test_the_intervals_coverage_of_a_mean() -> None:
+    # Of 4 x 10 runs the interval of the interquartile mean is near that of a normal mean, 1.96 standard errors
+    scores = np.random.default_rng(0).normal(size=(40, 4, 1))
+    estimate = statistics.interquartile_estimate(scores)
+    assert estimate.low is not None and estimate.high is not None
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * 1.09 / 160**0.5, rel=0.15)
+
+
+def test_area_and_dip() -> None:
+    curve = [(0, 0.4), (100, 0.2), (400, 0.6)]
+    assert statistics.area_under_curve(curve) == pytest.approx((100 * 0.3 + 300 * 0.4) / 400)
+    assert statistics.area_under_curve(curve[:1]) == 0.4
+    assert statistics.deepest_dip(curve) == pytest.approx(-0.2)
+    assert statistics.deepest_dip([(0, 0.1), (100, 0.3), (200, 0.2)]) == pytest.approx(0.1)
+    assert statistics.deepest_dip(curve[:1]) is None and statistics.deepest_dip(curve[1:]) is None
+
+
+def test_dip_by_noise() -> None:
+    assert statistics.dip_by_noise(0.5, 50, 1) == pytest.approx(0.0)
+    assert statistics.dip_by_noise(0.5, 1, 3) == pytest.approx(0.5**3 - 0.5)  # all three must succeed
+    samples = np.random.default_rng(0).binomial(20, 0.7, (20_000, 10)) / 20
+    assert statistics.dip_by_noise(0.7, 20, 10) == pytest.approx(samples.min(axis=1).mean() - 0.7, abs=0.003)
+    assert statistics.dip_by_noise(0.0, 50, 10) == statistics.dip_by_noise(1.0, 50, 10) == 0.0
+
+
+def test_curves_with_other_steps_are_interpolated() -> None:
+    steps, scores = statistics.common_steps([[(0, 0.0), (100, 1.0), (300, 0.0)], [(0, 0.2), (200, 0.4)]])
+    assert steps.tolist() == [0, 100, 200]
+    assert np.allclose(scores, [[0.0, 1.0, 0.5], [0.2, 0.3, 0.4]])
+
+
+# Tables
+
+
+def test_tables_of_success_rates(toy: Any, tmp_path: Path) -> None:
+    for seed, final in enumerate((0.6, 0.8, 1.0)):
+        store(tmp_path, "swfp", seed, 0.5, 0.4, final)
+        store(tmp_path, "rlpd", seed, 0.0, 0.1, final - 0.4)
+        store(tmp_path, "swfp-kl", seed, 0.5, 0.3, final)
+    text = report("toy", tmp_path)
+    assert row(text, "swfp") == ["swfp", "80.0", "60.0, 80.0, 100.0", "80.0 [60.0, 100.0]", "52.5"]
+    # Started at 50, fell to 40; two evaluations of 50 episodes at one half: the lower of them is 5.6 points below
+    noise = 100.0 * statistics.dip_by_noise(0.5, 50, 2)
+    assert noise == pytest.approx(-100.0 * (0.25 / 50 / np.pi) ** 0.5, abs=0.05)
+    dip = row(text, "swfp", "deepest dip")
+    assert dip == ["swfp", "50.0", "-10.0", "-10.0, -10.0, -10.0", f"{noise:.1f}", "-10.0"]
+    # From nothing it cannot fall, but it is 40 points below the clone
+    assert row(text, "rlpd", "deepest dip")[1:] == ["0.0", "+10.0", "+10.0, +10.0, +10.0", "0.0", "-40.0"]
+    assert "swfp at step 0 scores 50.0; one evaluation of 50 episodes at that level has a standard error of 7.1" in text
+    assert "9 of 18 cells" in text and "- pen: swfp 0-2; rlpd 0-2; swfp-kl 0-2" in text
+    assert "Over 1 of 2 tasks: door." in text
+    assert row(text, "swfp", "### All tasks")[1:] == ["3", "80.0 [60.0, 100.0]", "80.0", "52.5", "-10.0", "-10.0"]
+    # Of nine pairs 8 are won and 1 is tied; of the same scores half
+    assert row(text, "rlpd", "swfp over")[1].startswith("0.944 [") and row(text, "rlpd", "swfp over")[3] == "1 of 1"
+    assert row(text, "swfp-kl", "swfp over")[1].startswith("0.500 [") and row(text, "swfp-kl", "swfp over")[2] == "no"
+    assert row(text, "door", "### Cost") == ["door", "swfp", "3.6", "7.2", "300"]
+    assert "9 runs took 0.01 hours of CPU time, 0.02 hours" in text
+
+
+def test_rates_with_bounds_are_still_rates(toy: Any, tmp_path: Path) -> None:
+    toy.bounds = {"door": (0.0, 1.0), "pen": (0.0, 1.0)}
+    store_all(tmp_path, {"swfp": [0.7, 0.8, 0.9]})
+    assert row(report("toy", tmp_path), "swfp", "### All tasks")[3] == "80.0"
+
+
+def test_without_a_clone_there_is_no_level(toy: Any, tmp_path: Path) -> None:
+    store(tmp_path, "rlpd", 0, 0.0, 0.1)
+    text = report("toy", tmp_path)
+    assert row(text, "rlpd", "deepest dip")[-1] == "–" and "at step 0 scores" not in text
+    store(tmp_path, "rlpd", 0, curve=[(100, 0.2), (200, 0.1)])
+    text = report("toy", tmp_path)
+    assert "deepest dip | each seed" not in text and row(text, "rlpd", "### All tasks")[-2:] == ["–", "–"]
+
+
+def test_shortened_runs_say_so(toy: Any, tmp_path: Path) -> None:
+    store(tmp_path, "swfp", 0, 0.5, 0.6)
+    store(tmp_path, "rlpd", 0, 0.5, 0.6, config={"steps": 500})
+    text = report("toy", tmp_path)
+    assert "1,000 environment steps, but rlpd 500." in text and "--steps" not in text
+    store(tmp_path, "swfp", 0, 0.5, 0.6, config={"steps": 500})
+    text = report("toy", tmp_path)
+    assert "but swfp 500, rlpd 500." in text and "--suite toy --seeds 0-2 --steps 500\n" in text
+
+
+def test_returns(toy: Any, tmp_path: Path) -> None:
+    for seed in range(3):
+        store(tmp_path, "swfp", seed, -1_500.0, -200.0)
+        store(tmp_path, "rlpd", seed, -1_500.0, -300.0)
+    text = report("toy", tmp_path)
+    assert row(text, "swfp")[1:] == ["-200", "-200, -200, -200", "-200 [-200, -200]", "-850"]
+    assert "No mean over tasks" in text
+    assert row(text, "rlpd", "swfp over")[1:] == ["1.000 [1.000, 1.000]", "yes, above", "1 of 1"]
+    toy.bounds = {"door": (-1_200.0, 800.0)}
+    text = report("toy", tmp_path)
+    assert "No mean over tasks" not in text
+    assert row(text, "swfp", "### All tasks")[2:4] == ["0.500 [0.500, 0.500]", "0.500"]
+    assert row(text, "rlpd", "### All tasks")[3] == "0.450"
+
+
+def test_a_loss_is_shown_as_one(toy: Any, tmp_path: Path) -> None:
+    store_all(tmp_path, {"swfp": [0.1, 0.2, 0.3], "rlpd": [0.7, 0.8, 0.9]})
+    assert row(report("toy", tmp_path), "rlpd", "swfp over")[1:] == ["0.000 [0.000, 0.000]", "yes, below", "0 of 2"]
+
+
+def test_a_suite_without_swfp_is_compared_with_its_first(toy: Any, tmp_path: Path) -> None:
+    toy.algos = ("sequential", "parallel")
+    store_all(tmp_path, {"sequential": [0.1, 0.2, 0.3], "parallel": [0.7, 0.8, 0.9]})
+    assert "sequential over" in report("toy", tmp_path)
+
+
+# What is missing
+
+
+def test_one_seed_has_no_interval(toy: Any, tmp_path: Path) -> None:
+    store_all(tmp_path, {"swfp": [0.8], "rlpd": [0.6]})
+    text = report("toy", tmp_path, tmp_path / "results.md")
+    assert row(text, "swfp")[3] == "80.0" and "Fewer than 3 seeds, so no interval: swfp, rlpd." in text
+    assert row(text, "rlpd", "swfp over")[1:] == ["1.000", "no interval", "2 of 2"]
+    assert "Seeds 0-2: 4 of 18 cells" in text
+
+
+def test_unequal_seeds_and_cells_begun(toy: Any, tmp_path: Path) -> None:
+    store_all(tmp_path, {"swfp": [0.7, 0.8, 0.9, 1.0], "rlpd": [0.7, 0.8, 0.9]})
+    store(tmp_path, "rlpd", 3, 0.5, 0.6)
+    (store(tmp_path, "swfp-kl", 1, 0.5, 0.5) / "result.json").unlink()
+    text = report("toy", tmp_path)
+    assert "Numbers of seeds differ: swfp 4, rlpd 3." in text
+    assert "15 of 24 cells" in text and "- pen: rlpd 3; swfp-kl 0-3" in text
+    assert "begun without a result (see their log.txt):\n\n- door: swfp-kl 1\n" in text
+    assert "as many as the task with fewest has: rlpd 3." in text
+    assert row(text, "rlpd", "### pen")[2] == "70.0, 80.0, 90.0, –"
+
+
+def test_a_task_that_an_algorithm_lacks_is_not_put_together(toy: Any, tmp_path: Path) -> None:
+    store_all(tmp_path, {"swfp": [0.7, 0.8, 0.9]})
+    for seed in range(3):
+        store(tmp_path, "rlpd", seed, 0.5, 0.6)
+    assert "Over 1 of 2 tasks: door. Left out: pen, where there is nothing of rlpd." in report("toy", tmp_path)
+    store(tmp_path, "swfp-kl", 0, 0.5, 0.6, task="pen")
+    assert "No task has results of all algorithms" in report("toy", tmp_path)
+
+
+def test_names_that_begin_alike_are_kept_apart(toy: Any, tmp_path: Path) -> None:
+    store(tmp_path, "swfp-kl", 0, 0.5, 0.6)
+    stored = collect("toy", tmp_path)
+    assert stored.algos() == ["swfp-kl"] and stored.of("door", "swfp") == ()
+
+
+def test_no_results(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"No results of toy in .*: python -m benchmarks run --suite toy"):
+        report(["toy"], tmp_path)
+    for name in SUITES:  # also that all of them can be reported
+        with pytest.raises(FileNotFoundError):
+            report(name, tmp_path)
+
+
+# What must not be mixed
+
+
+def test_other_versions_within_an_algorithm(toy: Any, tmp_path: Path) -> None:
+    store(tmp_path, "rlpd", 0, 0.5, 0.6, versions=VERSIONS | {"code": "another"})  # another algorithm may
+    store(tmp_path, "swfp", 0, 0.5, 0.6)
+    assert "Versions: python 3.11.0, torch 2.13.0; swfp with code abcdef; rlpd with code another." in report(
+        "toy", tmp_path
+    )
+    store(tmp_path, "swfp", 0, 0.5, 0.6, task="pen", versions=VERSIONS | {"code": "older"})
+    page = tmp_path / "results.md"
+    with pytest.raises(
+        ValueError, match=r'toy: results of swfp differ in code: "abcdef" in .*door/swfp-0; "older" in .*pen/swfp-0'
+    ):
+        report("toy", tmp_path, page)
+    assert not page.exists() and not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"config": {"steps": 500}},
+            r"differ in steps: 1000 in .*-0; 500 in .*-1\. Results of different config are not",
+        ),
+        ({"config": {"steps": 1_000, "eval_episodes": 50, "gamma": 0.9}}, r"differ in gamma: none in .*; 0.9 in "),
+        ({"curve": [(0, 0.5), (100, float("nan"))]}, "swfp-1 has a score that is not a finite number"),
+        ({"curve": [(0, 0.5), (0, 0.5)]}, "swfp-1 has evaluations whose environment steps do not increase"),
+        ({"cell": Cell("toy", "door", "rlpd", 1)}, "swfp-1 holds the result of another cell"),
+    ],
+)
+def test_results_that_cannot_be_averaged(toy: Any, tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    store(tmp_path, "swfp", 0, 0.5, 0.6)
+    store(tmp_path, "swfp", 1, 0.5, 0.6, **changed)
+    with pytest.raises(ValueError, match=message):
+        report("toy", tmp_path)
+
+
+def test_a_missing_package_is_named(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    store_all(tmp_path, {"swfp": [0.7, 0.8, 0.9]})
+    monkeypatch.setattr("benchmarks.reporting.optional.import_module", missing)
+    with pytest.raises(ImportError, match=r'needs rliable, which is missing: pip install "sb3-swfp\[zoo\]"'):
+        report("toy", tmp_path)
+
+
+# The page
+
+
+def test_the_page_keeps_what_others_wrote(toy: Any, tmp_path: Path) -> None:
+    store_all(tmp_path, {"swfp": [0.7, 0.8, 0.9]})
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text("# Results\n\nThe claims.\n")
+    report(["toy"], tmp_path, page)
+    first = page.read_text()
+    assert first.startswith("# Results\n\nThe claims.\n\n<!-- report legend")
+    assert "![toy: door](figures/results-toy-door.png)" in first
+    assert sorted(path.name for path in (page.parent / "figures").iterdir()) == [
+        "results-toy-door.png",
+        "results-toy-pen.png",
+    ]
+    page.write_text(first + "\nA remark.\n")
+    store(tmp_path, "swfp", 3, 0.5, 1.0)
+    report(["toy"], tmp_path, page)
+    assert page.read_text().count("## toy") == 1 and "100.0" in page.read_text()
+    assert page.read_text().startswith("# Results\n\nThe claims.") and page.read_text().endswith("\nA remark.\n")
+    page.write_text(first.replace("<!-- end of report toy -->", ""))
+    with pytest.raises(ValueError, match="is not followed by '<!-- end of report toy -->'"):
+        report(["toy"], tmp_path, page)
+
+
+def test_stopped_and_resumed_gives_the_same_tables(toy: Any, tmp_path: Path) -> None:
+    """A report half way leaves nothing behind in the next one, and what depends on time stands apart."""
+    finals = {"swfp": [0.7, 0.8, 0.9], "rlpd": [0.2, 0.9, 0.4]}
+    store_all(tmp_path / "at_once", finals)
+    store_all(tmp_path / "resumed", {"swfp": finals["swfp"][:2]})
+    report("toy", tmp_path / "resumed", tmp_path / "b" / "results.md")
+    store_all(tmp_path / "resumed", finals)
+    for task in toy.tasks:
+        store(tmp_path / "resumed", "rlpd", 1, 0.5, 0.9, task=task, seconds=99.0, cpu_seconds=98.0)
+    report("toy", tmp_path / "at_once", tmp_path / "a" / "results.md")
+    report("toy", tmp_path / "resumed", tmp_path / "b" / "results.md")
+    one, other = ((tmp_path / name / "results.md").read_text() for name in "ab")
+    assert one != other and one.partition("### Cost")[0] == other.partition("### Cost")[0]
+    for task in toy.tasks:
+        figure = f"figures/results-toy-{task}.png"
+        assert (tmp_path / "a" / figure).read_bytes() == (tmp_path / "b" / figure).read_bytes()
+    report("toy", tmp_path / "resumed", tmp_path / "b" / "results.md")
+    assert (tmp_path / "b" / "results.md").read_text() == other
+
+
+def test_two_hundred_results_take_less_than_a_minute(toy: Any, tmp_path: Path) -> None:
+    toy.tasks = {f"task/{index}": 1_000 for index in range(8)}
+    toy.algos = ("swfp", "rlpd", "calql", "ibrl", "dppo", "clone", "swfp-kl", "rlpd-matched", "clone-sac")
+    generator = random.Random(0)
+    for task in toy.tasks:
+        for algo in toy.algos:
+            for seed in range(3):
+                store(tmp_path, algo, seed, *(generator.randrange(51) / 50 for _ in range(11)), task=task)
+    started = time.process_time()
+    assert "216 of 216 cells" in report(["toy"], tmp_path, tmp_path / "results.md")
+    assert time.process_time() - started < 60.0  # in practice less than 10
+    assert (tmp_path / "figures" / "results-toy-task-7.png").is_file()
+
+
+def test_ranges() -> None:
+    assert (ranges([3]), ranges([2, 0, 1]), ranges([0, 2, 5])) == ("3", "0-2", "0,2,5")

@@ -1,0 +1,99 @@
+"""The suites: complete settings, and a digest that changes when and only when the code does."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
+
+from benchmarks import digest  # noqa: E402
+from benchmarks.algorithms import ALGORITHMS, merge, named  # noqa: E402
+from benchmarks.cells import Cell, versions  # noqa: E402
+from benchmarks.digest import code_digest  # noqa: E402
+from benchmarks.suites import SUITES  # noqa: E402
+from benchmarks.suites.finetuning import run  # noqa: E402
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_settings_are_json_and_do_not_depend_on_the_seed(name: str) -> None:
+    suite = SUITES[name]
+    for task in suite.tasks:
+        for algo in suite.algos:
+            first, second = (suite.settings(Cell(name, task, algo, seed)) for seed in (0, 1))
+            assert first == second and json.loads(json.dumps(first))
+            assert "python" in versions(suite.module(algo))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms_know_their_arguments(name: str) -> None:
+    algorithm = ALGORITHMS[name]
+    known: set[str] = set()
+    for cls in named(algorithm.path).__mro__:
+        if "__init__" in vars(cls):
+            known |= set(inspect.signature(cls.__init__).parameters)
+    assert set(algorithm.arguments) <= known
+    assert (algorithm.pretrain is not None) == hasattr(named(algorithm.path), "pretrain")
+
+
+def test_variants_differ_in_what_they_are_named_after() -> None:
+    arguments = {
+        algo: SUITES["blocks"].settings(Cell("blocks", "pen", algo, 0))["arguments"] for algo in SUITES["blocks"].algos
+    }
+    assert arguments["swfp-10-blocks"] == merge(arguments["swfp"], {"policy_kwargs": {"n_blocks": 10}})
+    assert arguments["swfp"]["gradient_steps"] == 2  # the task's own
+    assert SUITES["order"].settings(Cell("order", "door", "swfp-sequential", 0))["arguments"]["block_training"]
+
+
+@pytest.mark.parametrize("algo", ["swfp", "rlpd", "dppo"])
+def test_a_cell_of_each_kind_runs(algo: str, shared_minari: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gymnasium_robotics")
+    suite, cell = SUITES["adroit"], Cell("adroit", "door", algo, 0)
+    settings = suite.settings(cell) | {"eval_episodes": 1, "eval_freq": 40}
+    if settings["pretrain"]:
+        settings["pretrain"] = {"gradient_steps": 5}
+    settings["arguments"] |= {"n_steps": 40, "batch_size": 20, "n_epochs": 1} if algo == "dppo" else {}
+    details = run(cell, settings, 40, tmp_path)
+    assert [step for step, _ in suite.curve(tmp_path)] == [0, 40] and len(details["returns"]) == 2
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of this package's layout in which files can be changed."""
+    folder = tmp_path / "sb3_swfp"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "a.py").write_text("from sb3_swfp import b\nfrom sb3_swfp.c import thing\n")
+    (folder / "b.py").write_text("x = 1\n")
+    (folder / "c.py").write_text("def thing(y):\n    return y\n")
+    (folder / "d.py").write_text("z = 1\n")
+    monkeypatch.setattr(digest.sb3_swfp, "__file__", str(folder / "__init__.py"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "changes"),
+    [
+        ("b.py", "x = 2\n", True),
+        ("c.py", "def thing(y):\n    return -y\n", True),
+        ("d.py", "z = 2\n", False),
+        ("b.py", "# a comment\nx   =   1\n", False),
+        ("b.py", '"""A docstring."""\nx = 1\n', False),
+        ("c.py", 'def thing(y: int) -> int:\n    """Also."""\n    return y\n', False),
+        ("b.py", "if TYPE_CHECKING:\n    from sb3_swfp import d\nx = 1\n", False),
+        ("b.py", "from sb3_swfp import d\nx = 1\n", True),
+    ],
+)
+def test_digest_sees_what_can_change_a_result(package: Path, file: str, text: str, changes: bool) -> None:
+    before = code_digest("sb3_swfp.a")
+    (package / file).write_text(textwrap.dedent(text))
+    assert (code_digest("sb3_swfp.a") != before) is changes
+
+
+def test_digest_of_a_module_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError):
+        code_digest("sb3_swfp.nothing")
