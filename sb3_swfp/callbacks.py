@@ -293,9 +293,12 @@ class PretrainCallback(BaseCallback):
             # The first observation was normalised before there were statistics
             model._last_obs = normalize.normalize_obs(model._last_original_obs)
         if self.verbose >= 1:
+            # Not everything that is pretrained is a clone: Cal-QL's offline phase has no validation loss
+            cloned = None if result is None else (result.gradient_steps, result.validation_loss, result.best_step)
             print(
-                f"Cloned the demonstrations in {result.gradient_steps:,} steps, "
-                f"validation loss {result.validation_loss:.3f} at step {result.best_step:,}"
+                "Pretrained on the demonstrations"
+                if cloned is None
+                else "Cloned the demonstrations in {:,} steps, validation loss {:.3f} at step {:,}".format(*cloned)
             )
 
     def _on_step(self) -> bool:
