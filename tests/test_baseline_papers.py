@@ -1,0 +1,173 @@
+"""Each baseline's own mechanism, as its paper has it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_swfp.baselines.calql import CalibratedSamples, MonteCarloReplayBuffer
+from sb3_swfp.baselines.ibrl import PreloadedReplayBuffer
+from sb3_swfp.baselines.swfp_kl import kl_of_weights, temperature_of_kl
+from tests.test_baselines import make
+from tests.tiny import Mirror, mirror_demonstrations
+
+
+def test_rlpd_updates_often_and_takes_half_of_each_batch_from_demonstrations() -> None:
+    model = make("RLPD", gradient_steps=4, policy_delay=4)
+    updates = []
+    original = model._train_actor
+    model._train_actor = lambda *args: updates.append(model._n_updates) or original(*args)  # type: ignore[method-assign, func-returns-value]
+    model.learn(40)
+    assert model._n_updates == 4 * 20 and updates == list(range(4, 81, 4))
+    assert model.replay_buffer.last_demonstration_share == 0.5
+    assert model.target_entropy == -0.5 * 2  # half the action dimension
+
+
+def test_rlpd_leaves_entropy_out_of_the_target() -> None:
+    values = []
+    for backup in (False, True):
+        model = make("RLPD", backup_entropy=backup)
+        observations = th.zeros(64, 2)
+        th.manual_seed(0)
+        values.append(model._next_values(observations, ent_coef=5.0).detach())
+    th.manual_seed(0)
+    _, log_prob = model.actor.action_log_prob(observations)
+    assert th.allclose(values[0] - values[1], 5.0 * log_prob, atol=1e-4)
+
+
+def test_calql_knows_monte_carlo_returns() -> None:
+    env = Mirror()
+    buffer = MonteCarloReplayBuffer(8, env.observation_space, env.action_space, n_envs=2, n_steps=1, gamma=0.5)
+    state, action = np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32)
+    for rewards, dones in (((1, 1), (0, 0)), ((2, 2), (0, 1)), ((4, 4), (1, 0))):
+        buffer.add(state, state, action, np.array(rewards, np.float32), np.array(dones, bool), [{}, {}])
+    known = buffer.monte_carlo_returns[:3]
+    assert known[:, 0].tolist() == [1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 4, 4.0]
+    assert known[:2, 1].tolist() == [1 + 0.5 * 2, 2.0] and known[2, 1] == -np.inf
+    samples = buffer.sample(200)
+    assert isinstance(samples, CalibratedSamples)
+    # Every return stands beside its own reward
+    rows = {(float(r), float(m)) for r, m in zip(samples.rewards, samples.monte_carlo_returns, strict=True)}
+    assert rows == {(1.0, 3.0), (2.0, 4.0), (4.0, 4.0), (1.0, 2.0), (2.0, 2.0), (4.0, -math.inf)}
+
+
+def test_calql_buffer_wraps_around() -> None:
+    env = Mirror()
+    buffer = MonteCarloReplayBuffer(4, env.observation_space, env.action_space, n_steps=1, gamma=1.0)
+    zero = np.zeros((1, 2), np.float32)
+    for step in range(6):  # one episode of six steps in four rows
+        buffer.add(zero, zero, zero, np.ones(1, np.float32), np.array([step == 5]), [{}])
+    assert sorted(buffer.monte_carlo_returns[:, 0]) == [1.0, 2.0, 3.0, 4.0]
+    buffer.add(zero, zero, zero, np.ones(1, np.float32), np.array([False]), [{}])
+    assert np.isinf(buffer.monte_carlo_returns).sum() == 1
+
+
+def test_calql_pushes_other_actions_down_but_not_below_the_returns() -> None:
+    """Conservatism (CQL) puts the data's actions above others; calibration keeps values at the data's returns."""
+    gaps, levels = [], []
+    for weight in (0.0, 5.0):
+        model = make("CalQL", cql_weight=weight, batch_size=64)
+        model.pretrain(gradient_steps=400, batch_size=64)
+        batch = model.replay_buffer.sample(256)
+        with th.no_grad():
+            features = model.critic.features(batch.observations)
+            data = model.critic.q_values(features, batch.actions).mean()
+            others = model.critic.q_values(features, 2.0 * th.rand_like(batch.actions) - 1.0).mean()
+        gaps.append(float(data - others))
+        levels.append(float(data))
+    assert gaps[1] > gaps[0] + 0.05
+    assert model._metrics["calibrated_share"] > 0.0
+    # All demonstrated returns are 0: without calibration the policy's values would sink without a floor
+    assert abs(levels[1]) < 2.0
+
+
+def test_ibrl_takes_the_proposal_that_the_critics_prefer() -> None:
+    model = make("IBRL", policy_kwargs=dict(net_arch=[32, 32], proposal="argmax"))
+    policy, observations = model.policy, th.zeros(6, 2)
+    low, high = -0.5 * th.ones(6, 2), 0.5 * th.ones(6, 2)
+    policy.critic_target.q_values = lambda features, actions, members=None: actions.sum(dim=1).expand(2, -1)  # type: ignore[method-assign]
+    assert th.equal(policy.choose(observations, low, high), high)
+    assert th.equal(policy.choose(observations, high, low), high)
+    soft = make("IBRL", policy_kwargs=dict(net_arch=[32, 32], proposal="soft", beta=1.0), critic_scale=1.0).policy
+    soft.critic_target.q_values = policy.critic_target.q_values  # type: ignore[method-assign]
+    many = th.zeros(20_000, 2)
+    picked = soft.choose(many, many - 0.25, many + 0.25)  # values differ by 1: the softmax takes the better with 0.731
+    assert float((picked > 0).float().mean()) == pytest.approx(1.0 / (1.0 + math.exp(-1.0)), abs=0.015)
+    assert bool((soft.choose(many, many - 0.25, many + 0.25, greedy=True) > 0).all())
+
+
+def test_ibrl_never_changes_its_clone_and_uses_it_from_the_first_step() -> None:
+    model = make("IBRL")
+    model.pretrain(gradient_steps=50)
+    before = {name: value.clone() for name, value in model.policy.clone.state_dict().items()}
+    model.learn(80)
+    assert all(th.equal(before[name], value) for name, value in model.policy.clone.state_dict().items())
+    # The first learning_starts steps are the clone's own
+    fresh = make("IBRL", learning_starts=1000)
+    fresh.pretrain(gradient_steps=50)
+    fresh.policy.actor.forward = lambda *args: pytest.fail("the actor acted during the clone's steps")  # type: ignore[method-assign]
+    fresh.learn(10)
+
+
+def test_preloaded_demonstrations_are_as_likely_as_online_data() -> None:
+    env = Mirror()
+    data = mirror_demonstrations(3)
+    buffer = PreloadedReplayBuffer(100, env.observation_space, env.action_space, demonstrations=data, n_steps=1)
+    assert buffer.demonstration_share == 1.0
+    zero = np.zeros((1, 2), np.float32)
+    for _ in range(10):
+        buffer.add(zero, zero, zero, np.zeros(1, np.float32), np.zeros(1, bool), [{}])
+    assert buffer.demonstration_share == 30 / 40
+    buffer.sample(40)
+    assert buffer.last_demonstration_share == 0.75
+
+
+def test_kl_of_weights_closed_forms() -> None:
+    values = th.tensor([[0.0, math.log(3.0)]])
+    # Weights 1/4 and 3/4 of two particles: KL to the uniform is log 2 minus their entropy
+    entropy = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+    assert kl_of_weights(values, 1.0).item() == pytest.approx(math.log(2.0) - entropy, abs=1e-6)
+    assert kl_of_weights(values, 1e6).item() == pytest.approx(0.0, abs=1e-6)
+    assert kl_of_weights(values, 1e-3).item() == pytest.approx(math.log(2.0), abs=1e-6)
+
+
+@pytest.mark.parametrize("target", [0.01, 0.1, 1.0])
+def test_the_temperature_has_the_kl_asked_for(target: float) -> None:
+    values = 1000.0 * th.randn(64, 8, generator=th.Generator().manual_seed(0))
+    assert kl_of_weights(values, temperature_of_kl(values, target)).item() == pytest.approx(target, rel=1e-3)
+    # Where all particles are worth the same no weights are far from uniform
+    assert bool(th.isfinite(temperature_of_kl(th.zeros(4, 8), target)))
+
+
+def test_a_kl_step_stays_on_the_particles_and_raises_their_value() -> None:
+    model = make("SWFPKL")
+    model.pretrain(gradient_steps=300)
+    model.policy.critic_is_ripe.fill_(True)
+    batch = model.replay_buffer.sample(128)
+    # A critic that prefers large actions: the first coordinate's mean must rise, its support must not
+    model.critic.q_values = lambda features, actions, members=None: (100.0 * actions[:, 0]).expand(2, -1)  # type: ignore[method-assign]
+
+    def particles() -> th.Tensor:
+        with th.no_grad():
+            return model._particles(batch.observations, 0.0)[0][..., 0]
+
+    th.manual_seed(0)
+    before = particles()
+    for _ in range(40):
+        model._train_actor(batch, 0.0)
+    after = particles()
+    assert float(after.mean()) > float(before.mean()) + 0.01
+    assert float(after.max()) < float(before.max()) + 0.3
+
+
+def test_clone_sac_keeps_a_floor_under_the_clones_spread() -> None:
+    model = make("CloneSAC", Monitor(Mirror()))
+    model.pretrain(gradient_steps=300)
+    assert model.is_pretrained
+    observations = th.as_tensor(model.replay_buffer.demonstrations.observations())
+    mean, log_std, _ = model.actor.get_action_dist_params(observations)
+    assert bool(th.isfinite(mean).all()) and log_std.min().item() > -6.0
