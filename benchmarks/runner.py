@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ def run_cell(cell: Cell, steps: int, folder: Path) -> None:
     :param steps: Environment steps
     :param folder: Its folder
     """
+    _end_with_parent()
     suite = SUITES[cell.suite]
     started = time.monotonic()
     found = versions(suite.module(cell.algo))  # now: the code on disk may change while it runs
@@ -55,6 +57,18 @@ def run_cell(cell: Cell, steps: int, folder: Path) -> None:
         details=details,
     )
     result.save(folder)
+
+
+def _end_with_parent() -> None:
+    """A runner that is killed takes its cells along: one that went on would write into the folder of its successor."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = None) -> list[Path]:

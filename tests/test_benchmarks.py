@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from benchmarks import runner  # noqa: E402
 from benchmarks.__main__ import main, seed_range  # noqa: E402
 from benchmarks.cells import Cell, Result, versions  # noqa: E402
 from benchmarks.suites import SUITES  # noqa: E402
+from tests.tiny import subprocess_environment  # noqa: E402
 
 RUN = ["run", "--suite", "scratch", "--tasks", "Pendulum-v1", "--seeds", "0"]
 
@@ -37,6 +42,27 @@ def test_runs_resumes_and_reports(
     assert capsys.readouterr().out == table
     with pytest.raises(SystemExit, match="another steps"):
         main([*command, "--steps", "230"])
+
+
+def test_a_run_that_was_killed_gives_the_same_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", "--suite", "scratch", "--tasks", "Pendulum-v1", "--algos", "sac,swfp", "--seeds", "0"]
+    arguments += ["--steps", "240", "--jobs", "1"]
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    first, second = (Cell("scratch", "Pendulum-v1", algo, 0).folder(broken) for algo in ("sac", "swfp"))
+    command = [sys.executable, "-m", "benchmarks", *arguments, "--out", str(broken)]
+    with subprocess.Popen(command, cwd=runner.ROOT, stderr=subprocess.DEVNULL, env=subprocess_environment()) as process:
+        deadline = time.monotonic() + 240.0
+        while not (second / "log.txt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    assert (first / "result.json").exists() and not (second / "result.json").exists()
+    finished = (first / "result.json").stat().st_mtime_ns
+    time.sleep(2.0)  # the killed run's cell ends by itself
+    main([*arguments, "--out", str(broken)])
+    resumed = capsys.readouterr().out
+    main([*arguments, "--out", str(whole)])
+    assert resumed.partition("Cost")[0] == capsys.readouterr().out.partition("Cost")[0] and "### Pendulum-v1" in resumed
+    assert (first / "result.json").stat().st_mtime_ns == finished
 
 
 def store(root: Path, algo: str, seed: int, final: float, **changed: str) -> Path:
