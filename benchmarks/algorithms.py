@@ -103,7 +103,8 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         _CLONING,
     ),
     "ibrl-published": Algorithm("sb3_swfp.baselines.ibrl.IBRL", "MlpPolicy", {}, _CLONING),
-    # On-policy: its own critic (a value function) and batches, the same clone
+    # On-policy: its own critic (a value function) and batches, the same clone; a suite's task may set its noise
     "dppo": Algorithm("sb3_swfp.baselines.dppo.DPPO", "FlowPolicy", {}, _CLONING),
+    "dppo-published": Algorithm("sb3_swfp.baselines.dppo.DPPO", "FlowPolicy", {}, _CLONING),
     "clone": Algorithm("sb3_swfp.baselines.clone_sac.CloneSAC", "MlpPolicy", _GAUSSIAN, _CLONING),
 }

@@ -10,8 +10,12 @@ from benchmarks.suites.finetuning import Task, finetuning_suite, main_algorithms
 
 _PACKAGE = "gymnasium_robotics"
 
+#: A door clone's actions lie 0.03 apart: DPPO's published noise of 0.1 takes a clone from 90 to 84 % there, this one does
+#: not (docs/experiments.md)
+_QUIET = {"dppo": dict(min_sampling_std=0.05, min_logprob_std=0.05)}
+
 TASKS: Mapping[str, Task] = {
-    "door": Task("AdroitHandDoorSparse-v1", _PACKAGE, "adroit/door-expert-v0", 10),
+    "door": Task("AdroitHandDoorSparse-v1", _PACKAGE, "adroit/door-expert-v0", 10, of_algorithm=_QUIET),
     # Every goal is another one: two critic updates a step, and as many of the actor as on the door
     "pen": Task(
         "AdroitHandPenSparse-v1",
@@ -20,7 +24,7 @@ TASKS: Mapping[str, Task] = {
         10,
         arguments=dict(gradient_steps=2, policy_delay=4),
     ),
-    "door-human": Task("AdroitHandDoorSparse-v1", _PACKAGE, "adroit/door-human-v0", 25),
+    "door-human": Task("AdroitHandDoorSparse-v1", _PACKAGE, "adroit/door-human-v0", 25, of_algorithm=_QUIET),
 }
 _EXPERT = {name: TASKS[name] for name in ("door", "pen")}
 _SWFP: Algorithm = ALGORITHMS["swfp"]
@@ -42,7 +46,7 @@ SUITES: Mapping[str, Suite] = {
     "adroit-published": finetuning_suite(
         "offline to online on Adroit hands, each baseline with its published settings",
         TASKS,
-        main_algorithms("swfp", "rlpd-published", "calql-published", "ibrl-published"),
+        main_algorithms("swfp", "rlpd-published", "calql-published", "ibrl-published", "dppo-published"),
     ),
     "blocks": finetuning_suite(
         "number of flow blocks",

@@ -27,6 +27,7 @@ class Task:
     :param eval_freq: Environment steps from one evaluation to the next
     :param eval_episodes: Fixed episodes an evaluation
     :param arguments: Arguments of every off-policy algorithm here, in place of the matched ones
+    :param of_algorithm: Arguments of one algorithm here, by its name
     :param prepare: Function that makes environments and demonstrations, by its dotted name: settings and seed -> a
         function that makes one environment, the training environment, what ``load_demonstrations`` takes
     """
@@ -39,6 +40,7 @@ class Task:
     eval_freq: int = 3_000
     eval_episodes: int = 50
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    of_algorithm: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     prepare: str = "benchmarks.suites.finetuning.prepare"
 
 
@@ -89,7 +91,9 @@ def _settings(tasks: Mapping[str, Task], algorithms: Mapping[str, Algorithm], ce
     return described | {
         "algorithm": algorithm.path,
         "policy": algorithm.policy,
-        "arguments": merge(algorithm.arguments, task.arguments) if matched else {},
+        "arguments": merge(
+            merge(algorithm.arguments, task.arguments) if matched else {}, task.of_algorithm.get(cell.algo, {})
+        ),
         "pretrain": None if algorithm.pretrain is None else dict(algorithm.pretrain),
     }
 
