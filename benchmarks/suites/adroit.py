@@ -10,7 +10,7 @@ from benchmarks.suites.finetuning import Task, finetuning_suite, main_algorithms
 
 _PACKAGE = "gymnasium_robotics"
 
-#: A door clone's actions lie 0.03 apart: DPPO's published noise of 0.1 takes a clone from 90 to 84 % there, this one does
+#: A door clone's actions lie 0.03 apart: DPPO's published noise of 0.1 takes a clone from 90 to 84 %, this one does
 #: not (docs/experiments.md)
 _QUIET = {"dppo": dict(min_sampling_std=0.05, min_logprob_std=0.05)}
 
