@@ -61,8 +61,10 @@ def add_to_wheel(wheel: Path, files: dict[str, Path]) -> None:
 
 EXTRAS: dict[str, list[str]] = {
     # pandas, requests, moviepy and pygame are needed by the Zoo's commands (tuning, load_from_hub, record_video, enjoy)
-    # but not declared by it.
-    "zoo": ["rl-zoo3[plots]>=2.9,<3", "matplotlib", "pandas", "requests", "moviepy", "pygame"],
+    # but not declared by it. pygame-ce is the pygame of Gymnasium's own extras: the two must not be installed together.
+    "zoo": ["rl-zoo3[plots]>=2.9,<3", "matplotlib", "pandas", "requests", "moviepy", "pygame-ce"],
+    # LunarLander and BipedalWalker. Wheels exist up to Python 3.13; from there on it is built, with SWIG.
+    "box2d": ["gymnasium[box2d]>=1.0"],
     "robotics": ["gymnasium-robotics>=1.3", "matplotlib", "imageio[ffmpeg]"],
     # Minari's data sets are hosted on Hugging Face: without "hf" its own download command does not work.
     "minari": ["minari[hdf5,hf]>=0.5"],
@@ -72,6 +74,7 @@ EXTRAS["all"] = sorted({requirement for group in EXTRAS.values() for requirement
 EXTRAS["dev"] = [
     *EXTRAS["robotics"],
     *EXTRAS["zoo"],
+    *EXTRAS["box2d"],
     *EXTRAS["minari"],
     *EXTRAS["hdf5"],
     "hypothesis",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -264,24 +265,33 @@ class PretrainCallback(BaseCallback):
         self.n_demonstrations = n_demonstrations
         self.pretrain_kwargs = {"gradient_steps": gradient_steps, "progress_bar": progress_bar} | pretrain_kwargs
 
-    def load_demonstrations(self) -> None:
+    def check(self, algorithm: type) -> None:
         """
-        Load the demonstrations now, so that a missing file shows before anything is run.
+        Find out now, before anything is run, what would fail when learning starts.
 
-        :raises FileNotFoundError: if they aren't there
-        :raises ValueError: if they aren't demonstrations
+        :param algorithm: The algorithm's class
+        :raises ValueError: if it has no ``pretrain()``, or that has no such arguments, or these aren't demonstrations
+        :raises FileNotFoundError: if the demonstrations aren't there
         """
+        name = algorithm.__name__
+        if not hasattr(algorithm, "pretrain"):
+            raise ValueError(f"PretrainCallback needs an algorithm that has pretrain(), such as SWFP; {name} has none")
+        known = set(inspect.signature(algorithm.pretrain).parameters) - {"self", "demonstrations"}
+        unknown = sorted(self.pretrain_kwargs.keys() - known)
+        if unknown:
+            raise ValueError(f"{name}.pretrain() has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        self._load_demonstrations()
+
+    def _load_demonstrations(self) -> None:
         if self.demonstrations is not None:
             self.demonstrations = load_demonstrations(self.demonstrations, n_episodes=self.n_demonstrations)
             self.n_demonstrations = None
 
     def _on_training_start(self) -> None:
         model: Any = self.model
-        if not hasattr(model, "pretrain"):
-            raise ValueError(f"PretrainCallback needs an algorithm that has pretrain(), such as SWFP, not {model}")
-        if model.is_pretrained:
+        if getattr(model, "is_pretrained", False):
             return
-        self.load_demonstrations()
+        self.check(type(model))
         # Cloning logs to a run of its own; the one that learn() has opened goes on afterwards
         logger = model.logger
         try:
@@ -291,7 +301,7 @@ class PretrainCallback(BaseCallback):
         normalize = model.get_vec_normalize_env()
         if normalize is not None:
             # The first observation was normalised before there were statistics
-            model._last_obs = normalize.normalize_obs(model._last_original_obs)
+            model._last_obs = normalize.normalize_obs(normalize.get_original_obs())
         if self.verbose >= 1:
             # Not everything that is pretrained is a clone: Cal-QL's offline phase has no validation loss
             cloned = None if result is None else (result.gradient_steps, result.validation_loss, result.best_step)

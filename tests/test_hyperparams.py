@@ -1,26 +1,39 @@
-"""hyperparams/swfp.yml: every entry can be handed to SWFP."""
+"""hyperparams/*.yml: every entry can be handed to its algorithm."""
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sb3_swfp import SWFP
-from sb3_swfp.policies import FlowActorCriticPolicy
-
 yaml = pytest.importorskip("yaml", reason="needs PyYAML")
-ENTRIES: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "hyperparams" / "swfp.yml").read_text())
+
+from sb3_swfp.callbacks import PretrainCallback  # noqa: E402
+from sb3_swfp.zoo.manager import hyperparameter_names  # noqa: E402
+from sb3_swfp.zoo.registration import ALGORITHMS, algorithm_class  # noqa: E402
+
+FOLDER = Path(__file__).parents[1] / "hyperparams"
+FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yml"))}
+ENTRIES = [(algorithm, env_id) for algorithm, entries in FILES.items() for env_id in entries]
 
 
-@pytest.mark.parametrize("env_id", ENTRIES)
-def test_entries_name_arguments_that_exist(env_id: str) -> None:
-    entry = dict(ENTRIES[env_id])
-    assert entry.pop("n_timesteps") > 0 and entry.pop("policy") in SWFP.policy_aliases
-    for key in ("normalize", "noise_type", "noise_std"):  # for RL Zoo itself
+def test_every_algorithm_has_a_file_and_a_default() -> None:
+    assert FILES.keys() == ALGORITHMS.keys()
+    assert all("default" in entries and "Pendulum-v1" in entries for entries in FILES.values())
+
+
+@pytest.mark.parametrize(("algorithm", "env_id"), ENTRIES)
+def test_entries_name_arguments_that_exist(algorithm: str, env_id: str) -> None:
+    entry: dict[str, Any] = dict(FILES[algorithm][env_id])
+    cls: Any = algorithm_class(algorithm)
+    assert entry.pop("n_timesteps") > 0 and entry["policy"] in cls.policy_aliases
+    for callback in entry.pop("callback", []):
+        ((name, arguments),) = callback.items()
+        assert name == "sb3_swfp.callbacks.PretrainCallback"
+        PretrainCallback(**arguments).check(cls)
+    for key in ("normalize", "n_envs", "noise_type", "noise_std"):  # for RL Zoo itself
         entry.pop(key, None)
-    policy_kwargs = eval(entry.pop("policy_kwargs", "{}"))  # RL Zoo evaluates this string, too
-    assert set(policy_kwargs) <= set(inspect.signature(FlowActorCriticPolicy).parameters)
-    assert set(entry) <= set(inspect.signature(SWFP).parameters)
+    policy_kwargs = eval(entry.get("policy_kwargs", "{}"))  # RL Zoo evaluates this string, too
+    assert set(policy_kwargs) <= hyperparameter_names(cls.policy_aliases[entry["policy"]])
+    assert set(entry) <= hyperparameter_names(cls)

@@ -6,10 +6,11 @@ import importlib.util
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import gymnasium as gym
 import pytest
 import tiny
 
@@ -18,7 +19,8 @@ optuna = pytest.importorskip("optuna")
 
 from sb3_swfp import SWFP  # noqa: E402
 from sb3_swfp.zoo import config_path, register  # noqa: E402
-from sb3_swfp.zoo.tuning import convert_swfp_params, sample_swfp_params  # noqa: E402
+from sb3_swfp.zoo.registration import ALGORITHMS, algorithm_class  # noqa: E402
+from sb3_swfp.zoo.tuning import CONVERTERS, SAMPLERS  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 HOOK = ROOT / "sb3_swfp" / "zoo" / "startup" / "sb3_swfp_zoo_hook.py"
@@ -44,15 +46,21 @@ def python(*arguments: str, cwd: Path, code: int = 0, **variables: str) -> str:
     return output
 
 
-def test_register_completes_the_zoo_s_own_dictionaries() -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_register_completes_the_zoo_s_own_dictionaries(algorithm: str) -> None:
     register()
     register()
     from rl_zoo3 import hyperparams_opt, utils
 
-    assert utils.ALGOS["swfp"] is SWFP
-    assert hyperparams_opt.HYPERPARAMS_SAMPLER["swfp"] is sample_swfp_params
-    assert hyperparams_opt.HYPERPARAMS_CONVERTER["swfp"] is convert_swfp_params
-    assert config_path() == ROOT / "hyperparams" / "swfp.yml"
+    assert utils.ALGOS[algorithm] is algorithm_class(algorithm)
+    assert hyperparams_opt.HYPERPARAMS_SAMPLER[algorithm] is SAMPLERS[algorithm]
+    assert hyperparams_opt.HYPERPARAMS_CONVERTER[algorithm] is CONVERTERS[algorithm]
+    assert config_path(algorithm) == ROOT / "hyperparams" / f"{algorithm}.yml"
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError, match="No hyperparameters for sac"):
+        config_path("sac")
 
 
 def test_hook_imports_nothing_until_the_zoo_is_imported() -> None:
@@ -68,47 +76,37 @@ assert foreign == {{"sb3_swfp_zoo_hook"}}, foreign
     subprocess.run([sys.executable, "-S", "-c", script], check=True)
 
 
-@pytest.mark.parametrize("with_demonstrations", [False, True])
-@pytest.mark.parametrize("her", [False, True])
-def test_every_point_of_the_search_space_makes_a_model(with_demonstrations: bool, her: bool) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "with_demonstrations", "her"),
+    # DPPO has no replay buffer
+    [(name, *kinds) for name in ALGORITHMS for kinds in product((False, True), repeat=2) if name != "dppo"]
+    + [("dppo", False, False)],
+)
+def test_every_point_of_the_search_space_makes_a_model(algorithm: str, with_demonstrations: bool, her: bool) -> None:
     kwargs = {"demonstrations": "demos.npz"} if with_demonstrations else {}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(20):
+    small = {"n_steps": 16} if algorithm == "dppo" else {"buffer_size": 10}
+    cls: Any = algorithm_class(algorithm)
+    for _ in range(10):
         trial = study.ask()
-        arguments = sample_swfp_params(trial, 1, 1, {"using_her_replay_buffer": her, "her_kwargs": kwargs})
+        arguments = SAMPLERS[algorithm](trial, 1, 1, {"using_her_replay_buffer": her, "her_kwargs": kwargs})
         buffer_kwargs: dict[str, Any] = arguments.pop("replay_buffer_kwargs", {})
-        assert ("demonstration_share" in buffer_kwargs) == with_demonstrations
+        # IBRL's buffer mixes demonstrations in by their number
+        assert ("demonstration_share" in buffer_kwargs) == (with_demonstrations and algorithm != "ibrl")
         assert ("n_sampled_goal" in buffer_kwargs) == her
-        assert buffer_kwargs.get("demonstrations") == kwargs.get("demonstrations")
-        SWFP("FlowPolicy", "Pendulum-v1", buffer_size=10, **arguments)
+        if buffer_kwargs:
+            assert buffer_kwargs.get("demonstrations") == kwargs.get("demonstrations")
+        cls(next(iter(cls.policy_aliases)), "Pendulum-v1", **small, **arguments)
         # What a study stores, and --trial-id reads, converts to the same arguments
-        converted = convert_swfp_params(trial.params)
+        converted = CONVERTERS[algorithm](trial.params)
         assert converted.pop("replay_buffer_kwargs", {}).items() <= buffer_kwargs.items()
         assert converted == arguments
 
 
-def write_demonstrations(path: Path) -> Path:
-    """Pendulum's spaces, random actions."""
-    from sb3_swfp.demonstrations import Demonstrations, Episode
-
-    random = np.random.default_rng(0)
-    episodes = [
-        Episode(
-            observations=random.uniform(-1.0, 1.0, (21, 3)).astype(np.float32),
-            actions=random.uniform(-2.0, 2.0, (20, 1)).astype(np.float32),
-            rewards=random.uniform(-1.0, 0.0, 20).astype(np.float32),
-            terminations=np.zeros(20, dtype=bool),
-            truncations=np.arange(20) == 19,
-        )
-        for _ in range(3)
-    ]
-    Demonstrations(episodes).save(path)
-    return path
-
-
 def offline_to_online(folder: Path) -> Path:
     """A YAML file whose one entry clones demonstrations, keeps them in play, and goes on online."""
-    write_demonstrations(folder / "demos.npz")
+    env = gym.make("Pendulum-v1", max_episode_steps=20)
+    tiny.record(env, 3, lambda _: env.action_space.sample()).save(folder / "demos.npz")
     path = folder / "offline_to_online.yml"
     path.write_text(
         """

@@ -10,10 +10,13 @@ import venv
 from collections.abc import Iterator
 from pathlib import Path
 
+import hub
 import pytest
 
 pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
 pytest.importorskip("setuptools", reason="needs setuptools to build the package")
+
+from sb3_swfp.zoo.registration import ALGORITHMS  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ("-m", "rl_zoo3.train", "--algo", "swfp", "--env", "Pendulum-v1")
@@ -81,11 +84,11 @@ def install(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_installed_package_is_complete(install: Install) -> None:
-    where, config = install.run(
-        "-c", "import sb3_swfp; from sb3_swfp.zoo import config_path; print(sb3_swfp.__file__); print(config_path())"
-    ).split()
+    script = "import sb3_swfp; from sb3_swfp.zoo import config_path; print(sb3_swfp.__file__)"
+    where, *configs = install.run("-c", f"{script}\nfor name in {list(ALGORITHMS)}: print(config_path(name))").split()
     assert Path(where).is_relative_to(ROOT if install.editable else install.site)
-    assert Path(config).read_bytes() == (ROOT / "hyperparams" / "swfp.yml").read_bytes()
+    for name, config in zip(ALGORITHMS, configs, strict=True):
+        assert Path(config).read_bytes() == (ROOT / "hyperparams" / f"{name}.yml").read_bytes()
 
 
 def test_hook_costs_less_than_a_millisecond(install: Install) -> None:
@@ -124,14 +127,39 @@ def test_the_zoo_s_commands(install: Install) -> None:
     assert "SWFP" in table.upper()
 
 
-@pytest.mark.parametrize("command", ["push_to_hub", "load_from_hub"])
-def test_the_hub_s_commands_know_swfp(install: Install, command: str) -> None:
-    try:
-        install.run("-m", f"rl_zoo3.{command}", "--algo", "sac", "--help", SB3_SWFP_ZOO_HOOK="0")
-    except AssertionError as error:
-        # rl_zoo3 2.9.2 with sb3-team-hf-integration 3.2: push_to_hub cannot be imported, whatever the algorithm
-        pytest.skip(f"RL Zoo's own command fails without SWFP: {str(error).splitlines()[-1]}")
-    assert "swfp" in install.run("-m", f"rl_zoo3.{command}", "--algo", "swfp", "--help")
+def test_all_algorithms_of_the_package(install: Install) -> None:
+    # One Python for all of them: starting it takes longer than the rest
+    script = f"""
+import sys
+from rl_zoo3.train import train
+for name in {list(ALGORITHMS)}:
+    small = ["-params", "n_steps:20", "batch_size:10"] if name == "dppo" else []
+    command = ["--algo", name, "--env", "Pendulum-v1", "-n", "80", "--eval-freq", "-1", "-f", "all"]
+    sys.argv = ["train", *command, *small]
+    train()
+"""
+    install.run("-c", script)
+    assert all((install.work / f"all/{name}/Pendulum-v1_1/Pendulum-v1.zip").exists() for name in ALGORITHMS)
+
+
+def test_the_hub_s_commands(install: Install) -> None:
+    install.run(*TRAIN, "-n", "80", "--eval-freq", "-1", "-f", "mine")
+    of_the_run = ("--algo", "swfp", "--env", "Pendulum-v1", "-orga", "someone")
+    with hub.serve() as server:
+        variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(install.work / "cache"), "HF_TOKEN": "hf_of_nobody"}
+        output = install.run("-m", "rl_zoo3.push_to_hub", *of_the_run, "-f", "mine", "-n", "20", **variables)
+        assert "Your model is pushed to the hub" in output
+        pushed = server.repositories["someone/swfp-Pendulum-v1"]
+        card = pushed["README.md"].decode()
+        assert "# **SWFP** Agent playing **Pendulum-v1**" in card and "rl_zoo3.train --algo swfp" in card
+        # Not a file that every repository has: there were no statistics of observations to push
+        assert "vec_normalize.pkl" not in pushed
+        install.run("-m", "rl_zoo3.load_from_hub", *of_the_run, "-f", "theirs", TRUST_REMOTE_CODE="True", **variables)
+        folder = install.work / "theirs/swfp/Pendulum-v1_1"
+        assert (folder / "Pendulum-v1.zip").read_bytes() == pushed["swfp-Pendulum-v1.zip"]
+        assert (folder / "Pendulum-v1/config.yml").read_bytes() == pushed["config.yml"]
+    loaded = ("-m", "rl_zoo3.enjoy", *of_the_run[:4], "-f", "theirs", "-n", "200", "--no-render")
+    assert "Mean reward" in install.run(*loaded)
 
 
 def test_the_command_without_a_hook(install: Install) -> None:

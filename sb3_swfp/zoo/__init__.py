@@ -1,7 +1,7 @@
 """
-SWFP in RL Zoo: ``--algo swfp`` in the Zoo's unmodified commands.
+SWFP and its baselines in RL Zoo: ``--algo swfp`` in the Zoo's unmodified commands.
 
-Installing the package registers SWFP by itself, through a start-up hook (``sb3_swfp_zoo.pth``). :func:`register` does
+Installing the package registers them by itself, through a start-up hook (``sb3_swfp_zoo.pth``). :func:`register` does
 the same by hand, and ``python -m sb3_swfp.zoo train ...`` is for machines where ``.pth`` files are forbidden.
 """
 

@@ -23,7 +23,7 @@ COMMANDS = {
 
 def main() -> None:
     """
-    Register SWFP, then run the Zoo's module as ``python -m`` would.
+    Register this package's algorithms, then run the Zoo's module as ``python -m`` would.
 
     :raises SystemExit: for an unknown command, or if RL Zoo is not installed
     """

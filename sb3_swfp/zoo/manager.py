@@ -1,4 +1,4 @@
-"""RL Zoo's experiment manager, extended where it does not know of SWFP. Other algorithms are left alone."""
+"""RL Zoo's experiment manager, extended where it does not know this package. Other algorithms are left alone."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from types import ModuleType
 from typing import Any
 
 from gymnasium import spaces
+from stable_baselines3.common.save_util import load_from_zip_file
 
 import sb3_swfp
 from sb3_swfp.callbacks import PretrainCallback
 from sb3_swfp.demonstrations import DemonstrationReplayBuffer
-from sb3_swfp.swfp import SWFP
-from sb3_swfp.zoo.registration import ALGORITHM, config_path
+from sb3_swfp.zoo.registration import ALGORITHMS, algorithm_class, config_path
 
 #: What bad input raises: shown as one line instead of a traceback, unless ``--verbose 2`` asks for it
 _INPUT_ERRORS = (AssertionError, ImportError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile)
-#: Keys of a YAML entry that the Zoo turns into an argument of the algorithm
-_MADE_INTO_ARGUMENTS = {"noise_type", "noise_std"}
+#: Keys of a YAML entry that the Zoo turns into an algorithm's argument ``action_noise``
+_MADE_INTO_NOISE = {"noise_type", "noise_std"}
 #: A study knows what it sampled of ``replay_buffer_kwargs``, the YAML entry the rest
 _SAMPLED_BUFFER_KWARGS = "sampled_replay_buffer_kwargs"
 
@@ -43,17 +43,37 @@ def extend(module: ModuleType) -> None:
         ("load_trial", _keep_sampled_buffer_kwargs_apart),
         ("_preprocess_hyperparams", _check_hyperparams),
         ("create_envs", _check_action_space),
+        ("_load_pretrained_agent", _check_agent),
         ("setup_experiment", _explain_errors),
     ):
         original = getattr(manager, name)
         setattr(manager, name, functools.wraps(original)(wrap(original)))
 
 
+def hyperparameter_names(algorithm: type) -> set[str]:
+    """
+    Arguments of an algorithm's constructor, including those that it hands on to its parents by ``**kwargs``.
+
+    :param algorithm: Class of the algorithm
+    :return: Names, without what the Zoo never takes from a YAML entry
+    """
+    names: set[str] = set()
+    for ancestor in inspect.getmro(algorithm):
+        if "__init__" not in vars(ancestor):
+            continue
+        parameters = inspect.signature(vars(ancestor)["__init__"]).parameters.values()
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        names |= {parameter.name for parameter in parameters if parameter.kind not in variable}
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break  # nothing is handed on by name
+    return names - {"self", "env", "_init_setup_model"}
+
+
 def _default_config(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, args: Any, algo: str, *others: Any, **kwargs: Any) -> None:
-        if algo == ALGORITHM and kwargs.get("config") is None:
+        if algo in ALGORITHMS and kwargs.get("config") is None:
             # The Zoo would look into its own package
-            kwargs["config"] = str(config_path())
+            kwargs["config"] = str(config_path(algo))
         original(self, args, algo, *others, **kwargs)
 
     return __init__
@@ -62,7 +82,7 @@ def _default_config(original: Callable[..., None]) -> Callable[..., None]:
 def _keep_sampled_buffer_kwargs_apart(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_trial(self: Any, *args: Any, **kwargs: Any) -> Any:
         params = original(self, *args, **kwargs)
-        if self.algo == ALGORITHM and "replay_buffer_kwargs" in params:
+        if self.algo in ALGORITHMS and "replay_buffer_kwargs" in params:
             # Under their own name they would replace the YAML entry's, and the demonstrations with them
             params[_SAMPLED_BUFFER_KWARGS] = params.pop("replay_buffer_kwargs")
         return params
@@ -72,19 +92,20 @@ def _keep_sampled_buffer_kwargs_apart(original: Callable[..., Any]) -> Callable[
 
 def _check_hyperparams(original: Callable[..., Any]) -> Callable[..., Any]:
     def _preprocess_hyperparams(self: Any, hyperparams: dict[str, Any]) -> Any:
-        if self.algo != ALGORITHM:
+        if self.algo not in ALGORITHMS:
             return original(self, hyperparams)
         sampled = hyperparams.pop(_SAMPLED_BUFFER_KWARGS, {})
         result = original(self, hyperparams)
         arguments: dict[str, Any] = result[0]
         if sampled:
             arguments["replay_buffer_kwargs"] = dict(arguments.get("replay_buffer_kwargs") or {}) | sampled
-        known = set(inspect.signature(SWFP.__init__).parameters) - {"self", "env", "_init_setup_model"}
+        algorithm = algorithm_class(self.algo)
+        known = hyperparameter_names(algorithm)
         for key in arguments:
-            if key not in known | _MADE_INTO_ARGUMENTS:
+            if key not in known | (_MADE_INTO_NOISE if "action_noise" in known else set()):
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(sorted(known))}"
-                raise ValueError(f"SWFP has no hyperparameter {key!r} ({self.config}): {hint}")
+                raise ValueError(f"{algorithm.__name__} has no hyperparameter {key!r} ({self.config}): {hint}")
         return result
 
     return _preprocess_hyperparams
@@ -93,27 +114,47 @@ def _check_hyperparams(original: Callable[..., Any]) -> Callable[..., Any]:
 def _check_action_space(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_envs(self: Any, *args: Any, **kwargs: Any) -> Any:
         env = original(self, *args, **kwargs)
-        if self.algo == ALGORITHM and not isinstance(env.action_space, spaces.Box):
+        if self.algo in ALGORITHMS and not isinstance(env.action_space, spaces.Box):
             env.close()
             raise ValueError(
-                f"SWFP needs continuous actions (a Box), {self.env_name.gym_id} has {env.action_space}: "
-                "take another environment, or another algorithm (--algo ppo, dqn, ...)"
+                f"{algorithm_class(self.algo).__name__} needs continuous actions (a Box), {self.env_name.gym_id} has "
+                f"{env.action_space}: take another environment, or another algorithm (--algo ppo, dqn, ...)"
             )
         return env
 
     return create_envs
 
 
+def _check_agent(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _load_pretrained_agent(self: Any, hyperparams: dict[str, Any], env: Any) -> Any:
+        if self.algo in ALGORITHMS:
+            algorithm = algorithm_class(self.algo)
+            data = load_from_zip_file(self.trained_agent, device="cpu")[0] or {}
+            held, needed = data.get("policy_class"), tuple(algorithm.policy_aliases.values())
+            if not (isinstance(held, type) and issubclass(held, needed)):
+                name = getattr(held, "__name__", "nothing that SB3 saved")
+                names = " or ".join(sorted({policy.__name__ for policy in needed}))
+                raise ValueError(f"it holds {name}, {algorithm.__name__} needs {names}")
+            if "replay_buffer_kwargs" in hyperparams and data.get("replay_buffer_class") is not None:
+                # load() would forget the file's, which hold the demonstrations and Cal-QL's kind of buffer
+                if hyperparams.get("replay_buffer_class") in (None, data["replay_buffer_class"]):
+                    buffer_kwargs = data.get("replay_buffer_kwargs", {}) | hyperparams["replay_buffer_kwargs"]
+                    hyperparams["replay_buffer_kwargs"] = buffer_kwargs
+        return original(self, hyperparams, env)
+
+    return _load_pretrained_agent
+
+
 def _explain_errors(original: Callable[..., Any]) -> Callable[..., Any]:
     def setup_experiment(self: Any) -> Any:
-        if self.algo != ALGORITHM:
+        if self.algo not in ALGORITHMS:
             return original(self)
         try:
             result = original(self)
             # What would fail at the first step fails here, where the user is still looking
             for callback in self.callbacks:
                 if isinstance(callback, PretrainCallback):
-                    callback.load_demonstrations()
+                    callback.check(algorithm_class(self.algo))
             return result
         except _INPUT_ERRORS as error:
             if self.verbose >= 2:
@@ -121,6 +162,6 @@ def _explain_errors(original: Callable[..., Any]) -> Callable[..., Any]:
             message = f"{type(error).__name__}: {error}"
             if self.continue_training:
                 message = f"cannot continue from {self.trained_agent}: {message}"
-            raise SystemExit(f"swfp: {message}\n(--verbose 2 shows where it happened)") from error
+            raise SystemExit(f"{self.algo}: {message}\n(--verbose 2 shows where it happened)") from error
 
     return setup_experiment

@@ -1,4 +1,4 @@
-"""What RL Zoo has to know of SWFP: its class, its hyperparameters, its search space."""
+"""What RL Zoo has to know of this package's algorithms: their classes, hyperparameters, search spaces."""
 
 from __future__ import annotations
 
@@ -6,15 +6,39 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-ALGORITHM = "swfp"
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+#: Names on the Zoo's command line (``--algo``), and where the classes are
+ALGORITHMS = {
+    "swfp": "sb3_swfp.swfp.SWFP",
+    "swfp_kl": "sb3_swfp.baselines.swfp_kl.SWFPKL",
+    "rlpd": "sb3_swfp.baselines.rlpd.RLPD",
+    "calql": "sb3_swfp.baselines.calql.CalQL",
+    "ibrl": "sb3_swfp.baselines.ibrl.IBRL",
+    "dppo": "sb3_swfp.baselines.dppo.DPPO",
+    "clone_sac": "sb3_swfp.baselines.clone_sac.CloneSAC",
+}
 #: Modules of the Zoo that are completed, in the order in which they import each other
 ZOO_MODULES = ("rl_zoo3.utils", "rl_zoo3.hyperparams_opt", "rl_zoo3.exp_manager")
 
 
+def algorithm_class(name: str) -> type[BaseAlgorithm]:
+    """
+    Import an algorithm.
+
+    :param name: One of ``ALGORITHMS``
+    :return: Its class
+    """
+    module, _, attribute = ALGORITHMS[name].rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
 def register() -> None:
     """
-    Make RL Zoo know SWFP; calling it again changes nothing.
+    Make RL Zoo know this package's algorithms; calling it again changes nothing.
 
     :raises ImportError: if RL Zoo is not installed
     """
@@ -36,21 +60,22 @@ def complete(module: ModuleType) -> None:
     """
     name = module.__name__
     if name == "rl_zoo3.utils":
-        from sb3_swfp.swfp import SWFP
+        module.ALGOS.update({algorithm: algorithm_class(algorithm) for algorithm in ALGORITHMS})
+        from sb3_swfp.zoo.hub import complete_hub
 
-        module.ALGOS[ALGORITHM] = SWFP
+        complete_hub(import_module("huggingface_sb3"), import_module("huggingface_sb3.push_to_hub"))
     elif name == "rl_zoo3.hyperparams_opt":
         from sb3_swfp.zoo import tuning
 
-        module.HYPERPARAMS_SAMPLER[ALGORITHM] = tuning.sample_swfp_params
-        module.HYPERPARAMS_CONVERTER[ALGORITHM] = tuning.convert_swfp_params
+        module.HYPERPARAMS_SAMPLER.update(tuning.SAMPLERS)
+        module.HYPERPARAMS_CONVERTER.update(tuning.CONVERTERS)
     elif name == "rl_zoo3.exp_manager":
         from sb3_swfp.zoo.manager import extend
 
         extend(module)
 
 
-def config_path(algorithm: str = ALGORITHM) -> Path:
+def config_path(algorithm: str = "swfp") -> Path:
     """
     The hyperparameters' file: ``hyperparams/`` in the installed package, or at the top of a checkout.
 

@@ -1,5 +1,5 @@
 """
-Makes RL Zoo know SWFP: imported by ``sb3_swfp_zoo.pth`` whenever this Python starts.
+Makes RL Zoo know SWFP and its baselines: imported by ``sb3_swfp_zoo.pth`` whenever this Python starts.
 
 RL Zoo reads its dictionary of algorithms before it imports anything of the user's, and has no plugin entry point. So an
 import hook waits for the Zoo's modules and completes them as they are imported; until then it costs one look-up in a
