@@ -50,7 +50,7 @@ class Result:
     :param curve: Environment steps and score of each evaluation
     :param seconds: Wall-clock time
     :param peak_memory_mb: Largest resident memory of its process
-    :param cpu_seconds: Processor time of its process
+    :param cpu_seconds: Processor time of its process; ``None`` in results from before it was kept
     :param details: Whatever else the suite keeps
     """
 
@@ -60,7 +60,7 @@ class Result:
     curve: list[tuple[int, float]]
     seconds: float
     peak_memory_mb: float
-    cpu_seconds: float = 0.0
+    cpu_seconds: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:

@@ -48,7 +48,7 @@ def section(stored: Stored, summaries: Summaries, figures: str | None) -> str:
         lines += score_table(stored, task, summaries) + steadiness_table(stored, task, summaries)
     lines += _all_tasks(stored, summaries)
     # Last and apart: the only figures that differ from run to run
-    cpu, wall = (sum(getattr(each, what) for each in stored.all) / 3600 for what in ("cpu_seconds", "seconds"))
+    cpu, wall = (sum(getattr(each, what) or 0.0 for each in stored.all) / 3600 for what in ("cpu_seconds", "seconds"))
     lines += ["### Cost", "", f"{len(stored.all)} runs took {cpu:.2f} hours of CPU time, {wall:.2f} hours of "]
     lines[-1] += "wall-clock time. Cloning, evaluations and start-up are part of a run's time and memory."
     return "\n".join([*lines, "", *cost_table(stored)]).rstrip("\n")

@@ -195,5 +195,6 @@ def cost_table(stored: Stored) -> list[str]:
     return table([*head, "peak memory, MiB"], rows)
 
 
-def _per_step(results: Sequence[Result], seconds: Callable[[Result], float]) -> str:
-    return f"{1000.0 * np.mean([seconds(result) for result in results]) / results[0].config['steps']:.1f}"
+def _per_step(results: Sequence[Result], seconds: Callable[[Result], float | None]) -> str:
+    known = [value for value in map(seconds, results) if value is not None]
+    return f"{1000.0 * np.mean(known) / results[0].config['steps']:.1f}" if known else "not kept"

@@ -83,9 +83,8 @@ def main_algorithms(*names: str) -> dict[str, Algorithm]:
 
 def _settings(tasks: Mapping[str, Task], algorithms: Mapping[str, Algorithm], cell: Cell) -> dict[str, Any]:
     task, algorithm = tasks[cell.task], algorithms[cell.algo]
-    described = {
-        item.name: getattr(task, item.name) for item in fields(task) if item.name not in ("steps", "arguments")
-    }
+    apart = ("steps", "arguments", "of_algorithm")
+    described = {item.name: getattr(task, item.name) for item in fields(task) if item.name not in apart}
     # Published settings are the classes' defaults, and DPPO's updates are of another kind: nothing to match
     matched = bool(algorithm.arguments)
     return described | {
