@@ -1,0 +1,55 @@
+"""
+Toy environments whose answers are known, registered with Gymnasium when this package is imported.
+
+RL Zoo's commands find them with ``--gym-packages sb3_swfp.envs``. ``docs/toys.md`` describes them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import register
+
+if TYPE_CHECKING:
+    from sb3_swfp.envs.bandit import Bandit, ShiftingBandit
+    from sb3_swfp.envs.navigation import Navigation, ShiftingNavigation, navigation_demonstrations
+
+__all__ = ["Bandit", "Navigation", "ShiftingBandit", "ShiftingNavigation", "navigation_demonstrations"]
+
+_HOMES = {
+    "Bandit": "bandit",
+    "Navigation": "navigation",
+    "ShiftingBandit": "bandit",
+    "ShiftingNavigation": "navigation",
+    "navigation_demonstrations": "navigation",
+}
+
+# Strings, so that an environment is imported when it is first made
+register("SWFP-Bandit-v0", entry_point="sb3_swfp.envs.bandit:Bandit")
+register("SWFP-BanditShifting-v0", entry_point="sb3_swfp.envs.bandit:ShiftingBandit")
+register("SWFP-Navigation-v0", entry_point="sb3_swfp.envs.navigation:Navigation", max_episode_steps=150)
+register("SWFP-NavigationShifting-v0", entry_point="sb3_swfp.envs.navigation:ShiftingNavigation", max_episode_steps=150)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """
+        Load a public name on first use.
+
+        :param name: attribute that the module does not have yet
+        :return: the class or function of that name
+        :raises AttributeError: the package has no such public name
+        """
+        from importlib import import_module
+
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value  # found directly from now on
+        return value
+
+
+def __dir__() -> list[str]:
+    """:return: all names, including those not loaded yet (for tab completion)"""
+    return sorted({*globals(), *__all__})
