@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_swfp.baselines.calql import CalibratedSamples, MonteCarloReplayBuffer
+from sb3_swfp.baselines.calql import CalibratedSamples, CalQL, MonteCarloReplayBuffer
 from sb3_swfp.baselines.ibrl import PreloadedReplayBuffer
 from sb3_swfp.baselines.swfp_kl import kl_of_weights, temperature_of_kl
 from tests.test_baselines import make
@@ -64,6 +65,14 @@ def test_calql_buffer_wraps_around() -> None:
     assert sorted(buffer.monte_carlo_returns[:, 0]) == [1.0, 2.0, 3.0, 4.0]
     buffer.add(zero, zero, zero, np.ones(1, np.float32), np.array([False]), [{}])
     assert np.isinf(buffer.monte_carlo_returns).sum() == 1
+
+
+def test_calql_keeps_its_kind_of_buffer_when_it_is_loaded_with_other_arguments(tmp_path: Path) -> None:
+    make("CalQL").save(tmp_path / "model")
+    arguments = dict(demonstrations=mirror_demonstrations(), demonstration_share=0.25)
+    loaded = CalQL.load(tmp_path / "model", env=Monitor(Mirror()), replay_buffer_kwargs=arguments)
+    loaded.learn(40)
+    assert isinstance(loaded.replay_buffer.sample(8), CalibratedSamples)
 
 
 def test_calql_pushes_other_actions_down_but_not_below_the_returns() -> None:

@@ -138,10 +138,15 @@ class CalQL(GaussianAlgorithm):
             learning_starts=learning_starts,
             target_entropy=target_entropy,
             backup_entropy=False,
-            replay_buffer_kwargs={"online_buffer_class": MonteCarloReplayBuffer} | (replay_buffer_kwargs or {}),
+            replay_buffer_kwargs=replay_buffer_kwargs,
             policy_kwargs=dict(net_arch=dict(pi=[512, 512], qf=[512, 512, 512])) | (policy_kwargs or {}),
             **kwargs,
         )
+
+    def _setup_model(self) -> None:
+        # Here and not in the constructor: load() may have been given replay_buffer_kwargs of its own
+        self.replay_buffer_kwargs = {"online_buffer_class": MonteCarloReplayBuffer} | self.replay_buffer_kwargs
+        super()._setup_model()
 
     def pretrain(
         self: SelfCalQL,
