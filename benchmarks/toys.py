@@ -28,7 +28,7 @@ from sb3_swfp.envs.bandit import Bandit
 from sb3_swfp.files import atomic_path
 
 #: Environment steps of each figure's runs
-STEPS = {"paths": 3000, "boltzmann": 6000, "shifting": 5000}
+STEPS = {"paths": 3000, "boltzmann": 8000, "shifting": 5000}
 #: Particles whose paths are drawn, of those that are measured
 DRAWN = 60
 _TITLES = {"before": "before: the clone", "after": "after SWFP", "geodesic": "optimal transport"}
