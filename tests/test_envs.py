@@ -32,7 +32,8 @@ def test_passes_the_checks(name: str) -> None:
 
 @pytest.mark.parametrize("name", IDS)
 def test_swfp_learns_in_it(name: str) -> None:
-    tiny_model(gym.make(name)).learn(40)
+    model = tiny_model(gym.make(name)).learn(40)
+    assert model._n_updates > 0 and all(bool(p.isfinite().all()) for p in model.policy.parameters())
 
 
 def test_importing_registers_without_loading_the_environments() -> None:

@@ -115,9 +115,10 @@ def test_shipped_entry(algorithm: str, zoo: Any, capsys: pytest.CaptureFixture[s
     assert f"hyperparams/{algorithm}.yml" in output and output.count("Saving to") == 2
 
 
-def test_box2d(zoo: Any) -> None:
+def test_box2d(zoo: Any, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("Box2D", reason='needs Box2D: pip install "sb3-swfp[box2d]"')
     zoo("train", "swfp", "-n", "8", "--eval-freq", "-1", env_id="LunarLanderContinuous-v3")
+    assert "Saving to" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
