@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pathlib
 import warnings
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,12 +18,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from sb3_swfp.checks import check_finite, check_terminal_observations
 from sb3_swfp.demonstrations import Demonstrations, load_demonstrations
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
-from sb3_swfp.files import atomic_path
+from sb3_swfp.files import AtomicSave, atomic_path
 
 SelfDemonstrationAlgorithm = TypeVar("SelfDemonstrationAlgorithm", bound="DemonstrationAlgorithm")
 
 
-class DemonstrationAlgorithm(OffPolicyAlgorithm):
+class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
     """
     SB3's off-policy algorithm, with demonstrations in its replay buffer and an entropy coefficient.
 
@@ -202,25 +201,6 @@ class DemonstrationAlgorithm(OffPolicyAlgorithm):
         """
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(int(total_timesteps), callback, log_interval, name, reset_num_timesteps, progress_bar)
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save as SB3 does, but replace an existing file only once the new one is complete.
-
-        :param path: Path (".zip" is added where there is no suffix) or open file
-        :param exclude: Names of attributes to leave out
-        :param include: Names of attributes to keep in spite of the defaults
-        """
-        if not isinstance(path, (str, pathlib.Path)):
-            return super().save(path, exclude, include)
-        path = pathlib.Path(path)
-        with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
-            super().save(temporary, exclude, include)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -14,22 +14,19 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTor
 
 from sb3_swfp.acting import pick
 from sb3_swfp.base import DemonstrationAlgorithm
-from sb3_swfp.checks import check_arguments
+from sb3_swfp.cloning import CloningAlgorithm
 from sb3_swfp.critics import SoftQEnsemble
+from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.losses import td_loss, td_target
 from sb3_swfp.policies import FlowActor, FlowActorCriticPolicy, bound_action, cascade_log_prob, track
 from sb3_swfp.pretraining import (
     PretrainResult,
-    clone_demonstrations,
-    fit_normaliser,
     particle_spread,
     pretrain_critic,
     return_scale,
 )
 from sb3_swfp.ripeness import CriticRipeness
 from sb3_swfp.trial import CriticTrial
-
-SelfFlowAlgorithm = TypeVar("SelfFlowAlgorithm", bound="FlowAlgorithm")
 
 #: Initial temperature after pretraining with ``ent_coef="auto"``, relative to the size of the returns
 _INITIAL_TEMPERATURE = 1e-3
@@ -38,7 +35,7 @@ _INITIAL_TEMPERATURE = 1e-3
 _CLONE_TAU_RATIO = 0.4
 
 
-class FlowAlgorithm(DemonstrationAlgorithm):
+class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     """
     A flow policy with a soft-Q ensemble: cloning, critic updates, and acting on the critic's picks once it is ripe.
 
@@ -59,7 +56,6 @@ class FlowAlgorithm(DemonstrationAlgorithm):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.is_pretrained = False
         self.clone_spread = 0.0
         self.ripeness = CriticRipeness()
         self._trial = CriticTrial(1)  # as many as there are environments, once learning starts
@@ -81,16 +77,16 @@ class FlowAlgorithm(DemonstrationAlgorithm):
         self.critic_target = self.policy.critic_target
 
     def pretrain(
-        self: SelfFlowAlgorithm,
+        self,
         demonstrations: Any = None,
         gradient_steps: int = 5000,
         batch_size: int = 256,
         learning_rate: float = 1e-3,
         validation_fraction: float = 0.1,
         patience: int = 1000,
-        critic_gradient_steps: int = 0,
         progress_bar: bool = False,
         tb_log_name: str | None = None,
+        critic_gradient_steps: int = 0,
     ) -> PretrainResult:
         """
         Clone demonstrations: conditional flow matching of all blocks at once, and then, optionally, critic training on
@@ -103,18 +99,14 @@ class FlowAlgorithm(DemonstrationAlgorithm):
         :param learning_rate: AdamW's learning rate
         :param validation_fraction: Share of the episodes that is held out for early stopping
         :param patience: Stop after so many gradient steps without a better validation loss
-        :param critic_gradient_steps: Gradient steps of the critics on the demonstrations afterwards
         :param progress_bar: Show a progress bar
         :param tb_log_name: Name of the TensorBoard run; by default the class's name and ``_pretrain``
+        :param critic_gradient_steps: Gradient steps of the critics on the demonstrations afterwards
         :return: Losses and the step whose weights were kept
         :raises ValueError: if there are no demonstrations, or they don't fit the environment
         """
-        check_arguments(gradient_steps=gradient_steps, batch_size=batch_size, patience=patience)
         data = self._demonstrations_for_pretraining(demonstrations)
-        fit_normaliser(self._vec_normalize_env, data, self.gamma)
-        result = clone_demonstrations(
-            self,
-            self.actor,
+        result = super().pretrain(
             data,
             gradient_steps,
             batch_size,
@@ -122,24 +114,24 @@ class FlowAlgorithm(DemonstrationAlgorithm):
             validation_fraction,
             patience,
             progress_bar,
-            tb_log_name or f"{type(self).__name__}_pretrain",
+            tb_log_name,
         )
+        if critic_gradient_steps > 0:
+            pretrain_critic(self, data, critic_gradient_steps, batch_size, progress_bar)
+        return result
+
+    def _network_to_clone(self) -> FlowActor:
+        return self.actor
+
+    def _after_cloning(self, data: Demonstrations) -> None:
         for copy in (self.actor_reference, self.actor_average):
             copy.load_state_dict(self.actor.state_dict())
-        self.is_pretrained = True
         self.clone_spread = particle_spread(self, data)
         scale = return_scale(data, self._vec_normalize_env, self.gamma)
         for critic in (self.critic, self.critic_target):
             critic.scale.fill_(scale)
         if self.ent_coef == "auto" and self.log_ent_coef is not None:
             self.log_ent_coef.data.fill_(float(np.log(_INITIAL_TEMPERATURE * scale)))
-        self._after_cloning()
-        if critic_gradient_steps > 0:
-            pretrain_critic(self, data, critic_gradient_steps, batch_size, progress_bar)
-        return result
-
-    def _after_cloning(self) -> None:
-        """Called once the flow is a clone; ``is_pretrained`` and ``clone_spread`` are set."""
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """

@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import (
 )
 
 from sb3_swfp.checks import check_arguments
+from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.flow_algorithm import FlowAlgorithm
 from sb3_swfp.jko import PLAN_PARTICLES, JKOStep
 from sb3_swfp.policies import (
@@ -209,7 +210,8 @@ class SWFP(FlowAlgorithm):
             return JKOStepSize(f"auto_{DEFAULT_TARGET}")
         return JKOStepSize(f"auto_lin_{DEFAULT_TARGET_OF_SPREAD * self.clone_spread}")
 
-    def _after_cloning(self) -> None:
+    def _after_cloning(self, data: Demonstrations) -> None:
+        super()._after_cloning(data)
         self._step_size = self.jko.step_size = self._make_step_size()
         self._set_temperature()
 

@@ -111,6 +111,8 @@ class CalQL(GaussianAlgorithm):
     :raises ValueError: for impossible arguments
     """
 
+    is_pretrained = False
+
     def __init__(
         self,
         policy: str | type[GaussianPolicy],
@@ -131,7 +133,6 @@ class CalQL(GaussianAlgorithm):
             )
         self.cql_weight, self.cql_n_actions = cql_weight, cql_n_actions
         self.actor_learning_rate = actor_learning_rate
-        self.is_pretrained = False
         super().__init__(
             policy,
             env,

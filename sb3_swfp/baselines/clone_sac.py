@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.sac.policies import Actor
 
-from sb3_swfp.baselines.gaussian import GaussianAlgorithm, GaussianPolicy
-from sb3_swfp.checks import check_arguments
-from sb3_swfp.pretraining import Observations, PretrainResult, clone_demonstrations, fit_normaliser
-
-SelfCloneSAC = TypeVar("SelfCloneSAC", bound="CloneSAC")
+from sb3_swfp.baselines.gaussian import GaussianAlgorithm
+from sb3_swfp.cloning import CloningAlgorithm
+from sb3_swfp.demonstrations import Demonstrations
+from sb3_swfp.pretraining import Observations
 
 #: Demonstrated actions are pulled inside the tanh's range by so much, and a clone's deviations are held above this log:
 #: a likelihood has no maximum where a demonstrated action is a function of the state
@@ -39,7 +38,7 @@ def gaussian_cloning_loss(
     return (0.5 * error.square() + log_std).mean()
 
 
-class CloneSAC(GaussianAlgorithm):
+class CloneSAC(CloningAlgorithm, GaussianAlgorithm):
     """
     SAC (SB3's defaults) whose actor is first cloned from demonstrations, which then also fill half of each batch.
 
@@ -52,54 +51,13 @@ class CloneSAC(GaussianAlgorithm):
     :raises ValueError: for impossible arguments
     """
 
-    def __init__(self, policy: str | type[GaussianPolicy], env: GymEnv | str, **kwargs: Any):
-        self.is_pretrained = False
-        super().__init__(policy, env, **kwargs)
+    _cloning_loss = staticmethod(gaussian_cloning_loss)
 
-    def pretrain(
-        self: SelfCloneSAC,
-        demonstrations: Any = None,
-        gradient_steps: int = 5000,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        validation_fraction: float = 0.1,
-        patience: int = 1000,
-        progress_bar: bool = False,
-        tb_log_name: str | None = None,
-    ) -> PretrainResult:
-        """
-        Clone demonstrations by maximum likelihood, with early stopping on held-out episodes.
+    def _network_to_clone(self) -> Actor:
+        return self.actor
 
-        :param demonstrations: Anything :func:`load_demonstrations` takes; those of the replay buffer when omitted
-        :param gradient_steps: Most gradient steps to run
-        :param batch_size: Transitions per gradient step
-        :param learning_rate: AdamW's learning rate
-        :param validation_fraction: Share of the episodes that is held out for early stopping
-        :param patience: Stop after so many gradient steps without a better validation loss
-        :param progress_bar: Show a progress bar
-        :param tb_log_name: Name of the TensorBoard run; by default the class's name and ``_pretrain``
-        :return: Losses and the step whose weights were kept
-        :raises ValueError: if there are no demonstrations, or they don't fit the environment
-        """
-        check_arguments(gradient_steps=gradient_steps, batch_size=batch_size, patience=patience)
-        data = self._demonstrations_for_pretraining(demonstrations)
-        fit_normaliser(self._vec_normalize_env, data, self.gamma)
-        result = clone_demonstrations(
-            self,
-            self.actor,
-            data,
-            gradient_steps,
-            batch_size,
-            learning_rate,
-            validation_fraction,
-            patience,
-            progress_bar,
-            tb_log_name or f"{type(self).__name__}_pretrain",
-            gaussian_cloning_loss,
-        )
-        self.is_pretrained = True
+    def _after_cloning(self, data: Demonstrations) -> None:
         self._scale_critics()
-        return result
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1

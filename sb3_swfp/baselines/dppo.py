@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -32,10 +31,10 @@ from sb3_swfp.baselines.chains import (
 from sb3_swfp.baselines.dppo_policy import FlowValuePolicy, ValueNetwork
 from sb3_swfp.bounds import bound_action
 from sb3_swfp.checks import check_arguments, check_finite, check_terminal_observations
+from sb3_swfp.cloning import CloningAlgorithm
 from sb3_swfp.demonstrations import Demonstrations, load_demonstrations
-from sb3_swfp.files import atomic_path
+from sb3_swfp.files import AtomicSave
 from sb3_swfp.policies import FlowActor
-from sb3_swfp.pretraining import PretrainResult, clone_demonstrations, fit_normaliser
 
 SelfDPPO = TypeVar("SelfDPPO", bound="DPPO")
 
@@ -57,7 +56,7 @@ def _check(**arguments: Any) -> None:
             raise ValueError(f"{name} must be a positive number, got {value}")
 
 
-class DPPO(OnPolicyAlgorithm):
+class DPPO(CloningAlgorithm, AtomicSave, OnPolicyAlgorithm):
     """
     Diffusion Policy Policy Optimization (Ren et al., 2024, https://arxiv.org/abs/2409.00588) of a flow policy.
 
@@ -221,7 +220,6 @@ class DPPO(OnPolicyAlgorithm):
         self.reward_scaling, self.reward_scaler = reward_scaling, RewardScaler()
         self.demonstrations, self.n_demonstrations = demonstrations, n_demonstrations
         self._demonstrations: Demonstrations | None = None
-        self.is_pretrained = False
         self._n_rollouts = 0
         if _init_setup_model:
             if demonstrations is not None:
@@ -261,53 +259,17 @@ class DPPO(OnPolicyAlgorithm):
     def _fitting(self, source: Any, n_episodes: int | None = None) -> Demonstrations:
         return load_demonstrations(source, n_episodes).for_spaces(self.observation_space, self.action_space)
 
-    def pretrain(
-        self,
-        demonstrations: Any = None,
-        gradient_steps: int = 5000,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        validation_fraction: float = 0.1,
-        patience: int = 1000,
-        progress_bar: bool = False,
-        tb_log_name: str | None = None,
-    ) -> PretrainResult:
-        """
-        Clone demonstrations, as :meth:`sb3_swfp.SWFP.pretrain` does: conditional flow matching of all blocks at once. A
-        ``VecNormalize`` that has seen no data yet takes its statistics from the demonstrations.
-
-        :param demonstrations: Anything :func:`load_demonstrations` takes; those given at construction when omitted
-        :param gradient_steps: Most gradient steps to run
-        :param batch_size: Transitions per gradient step; each block sees all of them
-        :param learning_rate: AdamW's learning rate
-        :param validation_fraction: Share of the episodes that is held out for early stopping
-        :param patience: Stop after so many gradient steps without a better validation loss
-        :param progress_bar: Show a progress bar
-        :param tb_log_name: Name of the TensorBoard run; by default the class's name and ``_pretrain``
-        :return: Losses and the step whose weights were kept
-        :raises ValueError: if there are no demonstrations, or they don't fit the environment
-        """
-        check_arguments(gradient_steps=gradient_steps, batch_size=batch_size, patience=patience)
-        data = self._demonstrations if demonstrations is None else self._fitting(demonstrations)
-        if data is None:
+    def _demonstrations_for_pretraining(self, source: Any) -> Demonstrations:
+        if source is not None:
+            return self._fitting(source)
+        if self._demonstrations is None:
             if self.demonstrations is None:
                 raise ValueError("pretrain() needs demonstrations: pass them, or create the model with demonstrations=")
-            data = self._demonstrations = self._fitting(self.demonstrations, self.n_demonstrations)
-        fit_normaliser(self._vec_normalize_env, data, self.gamma)
-        result = clone_demonstrations(
-            self,
-            self.actor,
-            data,
-            gradient_steps,
-            batch_size,
-            learning_rate,
-            validation_fraction,
-            patience,
-            progress_bar,
-            tb_log_name or f"{type(self).__name__}_pretrain",
-        )
-        self.is_pretrained = True
-        return result
+            self._demonstrations = self._fitting(self.demonstrations, self.n_demonstrations)
+        return self._demonstrations
+
+    def _network_to_clone(self) -> FlowActor:
+        return self.actor
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -466,25 +428,6 @@ class DPPO(OnPolicyAlgorithm):
         return super().learn(
             int(total_timesteps), callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save as SB3 does, but replace an existing file only once the new one is complete.
-
-        :param path: Path (".zip" is added where there is no suffix) or open file
-        :param exclude: Names of attributes to leave out
-        :param include: Names of attributes to keep in spite of the defaults
-        """
-        if not isinstance(path, (str, pathlib.Path)):
-            return super().save(path, exclude, include)
-        path = pathlib.Path(path)
-        with atomic_path(path if path.suffix else path.with_suffix(".zip")) as temporary:
-            super().save(temporary, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
         excluded = [*super()._excluded_save_params(), "actor", "critic", "_demonstrations"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -18,12 +18,10 @@ from torch import nn
 from sb3_swfp.acting import state_noise
 from sb3_swfp.baselines.gaussian import Batch, GaussianAlgorithm, GaussianPolicy
 from sb3_swfp.bounds import bound_action
-from sb3_swfp.checks import check_arguments
+from sb3_swfp.cloning import CloningAlgorithm
+from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer, Samples
 from sb3_swfp.policies import FlowActor, track
-from sb3_swfp.pretraining import PretrainResult, clone_demonstrations, fit_normaliser
-
-SelfIBRL = TypeVar("SelfIBRL", bound="IBRL")
 
 #: Exploration noise of the actor, and where its noise is clipped in the target and in the actor's loss
 NOISE_STD, _NOISE_CLIP = 0.1, 0.3
@@ -193,7 +191,7 @@ class IBRLPolicy(GaussianPolicy):
         return th.where(take_clone.unsqueeze(-1), cloned, proposed)
 
 
-class IBRL(GaussianAlgorithm):
+class IBRL(CloningAlgorithm, GaussianAlgorithm):
     """
     A frozen clone and a deterministic actor (TD3's) propose an action each; the critics pick, when acting and in the
     target.
@@ -247,7 +245,6 @@ class IBRL(GaussianAlgorithm):
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        self.is_pretrained = False
         super().__init__(
             policy,
             env,
@@ -272,52 +269,13 @@ class IBRL(GaussianAlgorithm):
             d = self.action_dim
             self.action_noise = NormalActionNoise(np.zeros(d), NOISE_STD * np.ones(d))
 
-    def pretrain(
-        self: SelfIBRL,
-        demonstrations: Any = None,
-        gradient_steps: int = 5000,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        validation_fraction: float = 0.1,
-        patience: int = 1000,
-        progress_bar: bool = False,
-        tb_log_name: str | None = None,
-    ) -> PretrainResult:
-        """
-        Clone demonstrations into the flow that proposes beside the actor, and freeze it.
+    def _network_to_clone(self) -> FlowActor:
+        return self.policy.clone.requires_grad_(True)
 
-        :param demonstrations: Anything :func:`load_demonstrations` takes; those of the replay buffer when omitted
-        :param gradient_steps: Most gradient steps to run
-        :param batch_size: Transitions per gradient step
-        :param learning_rate: AdamW's learning rate
-        :param validation_fraction: Share of the episodes that is held out for early stopping
-        :param patience: Stop after so many gradient steps without a better validation loss
-        :param progress_bar: Show a progress bar
-        :param tb_log_name: Name of the TensorBoard run; by default the class's name and ``_pretrain``
-        :return: Losses and the step whose weights were kept
-        :raises ValueError: if there are no demonstrations, or they don't fit the environment
-        """
-        check_arguments(gradient_steps=gradient_steps, batch_size=batch_size, patience=patience)
-        data = self._demonstrations_for_pretraining(demonstrations)
-        fit_normaliser(self._vec_normalize_env, data, self.gamma)
-        clone = self.policy.clone.requires_grad_(True)
-        result = clone_demonstrations(
-            self,
-            clone,
-            data,
-            gradient_steps,
-            batch_size,
-            learning_rate,
-            validation_fraction,
-            patience,
-            progress_bar,
-            tb_log_name or f"{type(self).__name__}_pretrain",
-        )
-        clone.requires_grad_(False).set_training_mode(False)
+    def _after_cloning(self, data: Demonstrations) -> None:
+        self.policy.clone.requires_grad_(False).set_training_mode(False)
         self.policy.is_cloned.fill_(True)
-        self.is_pretrained = True
         self._scale_critics()
-        return result
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1

@@ -20,6 +20,7 @@ from stable_baselines3.common.type_aliases import (
 from sb3_swfp.acting import pick
 from sb3_swfp.bounds import bound_action
 from sb3_swfp.checks import check_arguments
+from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.flow_algorithm import FlowAlgorithm
 from sb3_swfp.policies import FlowActorCriticPolicy, cascade_log_prob, every_other
 from sb3_swfp.pretraining import flow_matching_loss
@@ -183,7 +184,8 @@ class SWFPKL(FlowAlgorithm):
         super()._setup_model()
         self._set_temperature()
 
-    def _after_cloning(self) -> None:
+    def _after_cloning(self, data: Demonstrations) -> None:
+        super()._after_cloning(data)
         self._set_temperature()
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
