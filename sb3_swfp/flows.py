@@ -17,14 +17,15 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-#: Up to this action dimension log-determinants are exact; above it they are estimated (see `FlowCascade.probes`)
+#: Up to this action dimension log-determinants are always exact; above it :meth:`FlowCascade.integrate` estimates them,
+#: which is good enough for a value that nothing descends, and :meth:`FlowCascade.exact_log_dets` does not
 EXACT_LOG_DET_MAX_DIM = 2
 #: Below this determinant of a step the logarithm continues as a straight line: an Euler step must stay orientation
 #: preserving, and a line, unlike a clamp, pushes a folding block back
 _MIN_DET = 0.05
 #: All steps together may contract at least this far before that: where the line begins, collapsing to a point costs a
 #: finite entropy, so it must begin beyond any policy that is wanted (one step alone, with a line from 0.05 on, did
-#: collapse on a mode of standard deviation 0.15 in two dimensions)
+#: collapse on a mode of standard deviation 0.15 in two dimensions). Both are of an area: a volume has its power
 _MIN_DET_ALL_STEPS = 1e-3
 
 
@@ -68,7 +69,7 @@ class FlowCascade(nn.Module):
         self.features_dim, self.action_dim = features_dim, action_dim
         self.n_blocks, self.euler_steps, self.widths = n_blocks, euler_steps, widths
         self.step = 1.0 / (n_blocks * euler_steps)
-        self.min_det = min(_MIN_DET, _MIN_DET_ALL_STEPS**self.step)
+        self.min_det = min(_MIN_DET, _MIN_DET_ALL_STEPS**self.step) ** max(action_dim / 2, 1.0)
         # The state enters the first layer of every block: one plain product serves all blocks and all Euler steps
         self.state_weight = nn.Parameter(th.empty(n_blocks * widths[0], features_dim))
         self.state_bias = nn.Parameter(th.zeros(n_blocks * widths[0]))
@@ -121,23 +122,21 @@ class FlowCascade(nn.Module):
         self, n: int | slice, state: th.Tensor, x: th.Tensor, t: th.Tensor | float, tangents: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """
-        Velocity of block ``n``, or of all blocks, and its Jacobian-vector products in ``x``.
+        Velocity of block ``n``, or of all blocks, and its Jacobian-vector product in ``x``.
 
         :param n: Block index, or ``slice(None)`` for all (every tensor then has a leading dimension N)
         :param state: This block's rows of :meth:`project`, ``[(N,) B, width]``
         :param x: Particles, ``[(N,) B, d]``
         :param t: Time, a number or broadcastable to ``[(N,) B, 1]``
-        :param tangents: Directions ``e``, ``[M, (N,) B, d]``
-        :return: ``v_n(x, t, s)`` of x's shape, and ``(dv_n/dx) e`` of the tangents' shape (``None`` without tangents)
+        :param tangents: One direction ``e`` for each particle, ``[(N,) B, d]``
+        :return: ``v_n(x, t, s)`` and ``(dv_n/dx) e``, both of x's shape (the latter ``None`` without tangents)
         """
         hidden = x @ self.weights[0][n] + (state + t * self.time_weight[n])
         moved = None if tangents is None else tangents @ self.weights[0][n]
         for weight, bias in zip(list(self.weights)[1:], self.biases, strict=True):
             hidden = F.elu(hidden)
             if moved is not None:
-                # ELU's derivative is at hand in its value: smooth enough for the log-determinant's own gradient, and
-                # half as many kernels as SiLU's. This is the kernel of its backward pass, here run forwards
-                moved = th.ops.aten.elu_backward(moved, 1.0, 1.0, 1.0, True, hidden.expand_as(moved))
+                moved = _elu_slope(moved, hidden)
             if hidden.ndim == 2:
                 hidden = th.addmm(bias[n], hidden, weight[n])
             else:
@@ -145,122 +144,161 @@ class FlowCascade(nn.Module):
             moved = None if moved is None else moved @ weight[n]
         return hidden, moved
 
-    def probes(self, x: th.Tensor) -> th.Tensor:
+    def velocity_and_jacobian(
+        self, blocks: slice, state: th.Tensor, x: th.Tensor, t: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
         """
-        Directions along which log-determinants are evaluated.
+        Velocity of several blocks and its whole Jacobian in ``x``.
 
-        Up to ``EXACT_LOG_DET_MAX_DIM`` dimensions the standard basis (exact determinant); above it one Rademacher probe
-        for the second-order Hutchinson estimate (see :meth:`log_det`).
-
-        :param x: Particles, ``[..., d]``
-        :return: ``[M, ..., d]``
+        :param blocks: Which blocks
+        :param state: These blocks' rows of :meth:`project`, ``[N, B, width]``
+        :param x: Particles, ``[N, B, d]``
+        :param t: Time, broadcastable to ``[N, B, 1]``
+        :return: Velocity ``[N, B, d]``, and its Jacobian, transposed, ``[N, B, d, d]``
         """
-        if self.action_dim <= EXACT_LOG_DET_MAX_DIM:
-            basis = th.eye(self.action_dim, dtype=x.dtype, device=x.device)
-            return basis.view(self.action_dim, *[1] * (x.ndim - 1), self.action_dim).expand(-1, *x.shape)
-        # Rounded uniforms: a third of what bernoulli_ costs
-        return th.rand((1, *x.shape), dtype=x.dtype, device=x.device).round_().mul_(2.0).sub_(1.0)
+        n, batch, d = x.shape
+        hidden = x @ self.weights[0][blocks] + (state + t * self.time_weight[blocks])
+        # The standard basis through the first layer is its weights; all directions of a block share one product
+        moved = self.weights[0][blocks].unsqueeze(2)
+        for weight, bias in zip(list(self.weights)[1:], self.biases, strict=True):
+            hidden = F.elu(hidden)
+            shape = (n, d, batch, hidden.shape[-1])
+            moved = _elu_slope(moved.expand(shape), hidden.unsqueeze(1).expand(shape))
+            hidden = th.baddbmm(bias[blocks], hidden, weight[blocks])
+            moved = th.bmm(moved.view(n, d * batch, -1), weight[blocks]).view(n, d, batch, -1)
+        return hidden, moved.transpose(1, 2)
 
-    def log_det(self, tangents: th.Tensor, moved: th.Tensor) -> th.Tensor:
+    def log_of_determinant(self, matrix: th.Tensor) -> th.Tensor:
         """
-        ``log det(I + h J)`` of one Euler step, from ``J e`` along the probes ``e``.
+        ``log det``, continued as a straight line below ``min_det``.
 
-        Exact in one and two dimensions. Above: ``d (log(1 + m) - v / (2 (1 + m)^2))`` with ``m = h e'Je / d`` and
-        ``v = ||h Je||^2 / d - m^2``, the mean and variance of the spectrum of ``h J`` as the probe sees it. For a
-        symmetric J this is the logarithm's series about the mean, cut after the second order. The variance keeps an
-        optimiser from inflating the trace, the logarithm from collapsing the policy. (The series about 0 lets a
-        collapse to a point cost no more than 1.5 nats per dimension and block: five blocks made a standard deviation
-        of 0.11 where 0.2 was right.)
-
-        :param tangents: Probes, ``[M, ..., d]``
-        :param moved: ``J e``, ``[M, ..., d]``
+        :param matrix: Jacobian of an Euler step, ``[..., d, d]``
         :return: ``[...]``
         """
-        if self.action_dim > EXACT_LOG_DET_MAX_DIM:
-            mean = self.step * (tangents * moved).mean(dim=-1)
-            variance = self.step**2 * moved.square().mean(dim=-1) - mean.square()
-            # No step shrinks all directions to this, so the line serves no more than to keep numbers finite
-            safe = (1.0 + mean).clamp_min(_MIN_DET)
-            logarithm = safe.log() + (1.0 + mean - _MIN_DET).clamp_max(0.0) / _MIN_DET
-            return self.action_dim * (logarithm - 0.5 * variance / safe.square()).mean(dim=0)
-        columns = tangents + self.step * moved
         if self.action_dim == 1:
-            det = columns[0, ..., 0]
+            det = matrix[..., 0, 0]
+        elif self.action_dim == 2:
+            det = matrix[..., 0, 0] * matrix[..., 1, 1] - matrix[..., 0, 1] * matrix[..., 1, 0]
         else:
-            det = columns[0, ..., 0] * columns[1, ..., 1] - columns[0, ..., 1] * columns[1, ..., 0]
+            det = th.linalg.det(matrix)
         return th.log(det.clamp_min(self.min_det)) + (det - self.min_det).clamp_max(0.0) / self.min_det
 
-    def _euler(
-        self, n: int | slice, state: th.Tensor, x: th.Tensor, t_start: th.Tensor | float, tangents: th.Tensor | None
-    ) -> tuple[th.Tensor, th.Tensor | None]:
-        total: th.Tensor | None = None
-        for k in range(self.euler_steps):
-            velocity, moved = self.velocity(n, state, x, t_start + k * self.step, tangents)
-            x = th.add(x, velocity, alpha=self.step)
-            if tangents is not None and moved is not None:
-                log_det = self.log_det(tangents, moved)
-                total = log_det if total is None else total + log_det
-        return x, total
+    def estimated_log_det(self, probes: th.Tensor, moved: th.Tensor) -> th.Tensor:
+        """
+        Estimate of ``log det(I + h J)`` of one Euler step from ``J e`` along one random sign vector ``e``.
 
-    def integrate(
-        self, features: th.Tensor, x_0: th.Tensor, log_det: bool = False, probes: th.Tensor | None = None
-    ) -> Sweep:
+        It is ``d (log(1 + m) - v / (2 (1 + m)^2))`` with ``m = h e'Je / d`` and ``v = ||h Je||^2 / d - m^2``, the mean
+        and variance of the spectrum of ``h J`` as the probe sees it. For a symmetric J this is the logarithm's series
+        about the mean, cut after the second order. An estimate to look at, not to descend: in six dimensions
+        (HalfCheetah) an optimiser made it 7 nats better than the truth, and the policy had collapsed
+        (``docs/experiments.md``).
+
+        :param probes: Sign vectors, ``[..., d]``
+        :param moved: ``J e``, ``[..., d]``
+        :return: ``[...]``
+        """
+        mean = self.step * (probes * moved).mean(dim=-1)
+        variance = self.step**2 * moved.square().mean(dim=-1) - mean.square()
+        # No step shrinks all directions to this, so the line serves no more than to keep numbers finite
+        safe = (1.0 + mean).clamp_min(_MIN_DET)
+        logarithm = safe.log() + (1.0 + mean - _MIN_DET).clamp_max(0.0) / _MIN_DET
+        return self.action_dim * (logarithm - 0.5 * variance / safe.square())
+
+    def _euler(self, n: int | slice, state: th.Tensor, x: th.Tensor, t_start: th.Tensor | float) -> th.Tensor:
+        for k in range(self.euler_steps):
+            x = th.add(x, self.velocity(n, state, x, t_start + k * self.step)[0], alpha=self.step)
+        return x
+
+    def integrate(self, features: th.Tensor, x_0: th.Tensor, log_det: bool = False) -> Sweep:
         """
         One sweep through the cascade, noise to action.
 
         The log-determinants don't feed the particles, so they are left out of the sweep and taken at the end, in one
-        stacked pass over all blocks' inputs.
+        stacked pass over all blocks' inputs. Above ``EXACT_LOG_DET_MAX_DIM`` dimensions they are estimates.
 
         :param features: State features, ``[B, features_dim]``; or ``[B / M, features_dim]``, each row then serves M
             consecutive particles
         :param x_0: Noise, ``[B, d]``
         :param log_det: Also return the log-determinants
-        :param probes: Directions, ``[M, N, B, d]``; drawn when omitted
         """
         state = self.project(features)
         if len(features) != len(x_0):
             state = state.repeat_interleave(len(x_0) // len(features), dim=1)
         particles = [x_0]
         for n in range(self.n_blocks):
-            particles.append(self._euler(n, state[n], particles[-1], n / self.n_blocks, None)[0])
+            particles.append(self._euler(n, state[n], particles[-1], n / self.n_blocks))
         if not log_det:
             return Sweep(particles, None)
         inputs = th.stack(particles[:-1])
-        tangents = self.probes(inputs) if probes is None else probes
-        return Sweep(particles, self._euler(slice(None), state, inputs, self.block_starts(inputs), tangents)[1])
+        if self.action_dim <= EXACT_LOG_DET_MAX_DIM:
+            return Sweep(particles, self._exact_log_dets(slice(None), state, inputs, self.block_starts(inputs)))
+        return Sweep(particles, self._estimated_log_dets(state, inputs))
 
-    def apply_blocks(
-        self, features: th.Tensor, x: th.Tensor, log_det: bool = False, probes: th.Tensor | None = None
-    ) -> tuple[th.Tensor, th.Tensor | None]:
+    def _exact_log_dets(self, blocks: slice, state: th.Tensor, x: th.Tensor, t_start: th.Tensor) -> th.Tensor:
+        identity, total = th.eye(self.action_dim, dtype=x.dtype, device=x.device), x.new_zeros(())
+        for k in range(self.euler_steps):
+            velocity, jacobian = self.velocity_and_jacobian(blocks, state, x, t_start + k * self.step)
+            total = total + self.log_of_determinant(identity + self.step * jacobian)
+            x = th.add(x, velocity, alpha=self.step)
+        return total
+
+    def _estimated_log_dets(self, state: th.Tensor, x: th.Tensor) -> th.Tensor:
+        # Rounded uniforms: a third of what bernoulli_ costs
+        probes = th.rand_like(x).round_().mul_(2.0).sub_(1.0)
+        start, total = self.block_starts(x), x.new_zeros(())
+        for k in range(self.euler_steps):
+            velocity, moved = self.velocity(slice(None), state, x, start + k * self.step, probes)
+            assert moved is not None
+            total = total + self.estimated_log_det(probes, moved)
+            x = th.add(x, velocity, alpha=self.step)
+        return total
+
+    def apply_blocks(self, features: th.Tensor, x: th.Tensor) -> th.Tensor:
         """
         All blocks at once, block n on its own input: the parallel mode.
 
         :param features: State features, ``[B, features_dim]``
         :param x: Input of each block, ``[N, B, d]``
-        :param log_det: Also return the log-determinants
-        :param probes: Directions, ``[M, N, B, d]``; drawn when omitted
-        :return: Outputs ``[N, B, d]`` and log-determinants ``[N, B]`` (``None`` unless asked for)
+        :return: Outputs ``[N, B, d]``
         """
-        tangents = None if not log_det else self.probes(x) if probes is None else probes
-        return self._euler(slice(None), self.project(features), x, self.block_starts(x), tangents)
+        return self._euler(slice(None), self.project(features), x, self.block_starts(x))
 
-    def apply_block(
-        self, n: int, features: th.Tensor, x: th.Tensor, log_det: bool = False, probes: th.Tensor | None = None
-    ) -> tuple[th.Tensor, th.Tensor | None]:
+    def apply_block(self, n: int, features: th.Tensor, x: th.Tensor) -> th.Tensor:
         """
         Block ``n`` alone.
 
         :param n: Block index, from 0
         :param features: State features, ``[B, features_dim]``
         :param x: Input, ``[B, d]``
-        :param log_det: Also return the log-determinant
-        :param probes: Directions, ``[M, B, d]``; drawn when omitted
-        :return: Output ``[B, d]`` and log-determinant ``[B]`` (``None`` unless asked for)
+        :return: Output ``[B, d]``
         """
-        tangents = None if not log_det else self.probes(x) if probes is None else probes
-        rows = self.block_slice(self.state_weight, n), self.block_slice(self.state_bias, n)
-        return self._euler(n, F.linear(features, *rows), x, n / self.n_blocks, tangents)
+        return self._euler(n, self._project_block(n, features), x, n / self.n_blocks)
+
+    def exact_log_dets(self, features: th.Tensor, x: th.Tensor, n: int | None = None) -> th.Tensor:
+        """
+        Log-determinants by the whole Jacobian, ``d`` vector products: for entropies that are descended.
+
+        :param features: State features, ``[B, features_dim]``
+        :param x: Input of each block, ``[N, B, d]``, or of block ``n``, ``[B, d]``
+        :param n: Block index, from 0; all blocks when omitted
+        :return: ``[N, B]``, or ``[B]``
+        """
+        if n is None:
+            return self._exact_log_dets(slice(None), self.project(features), x, self.block_starts(x))
+        state, start = self._project_block(n, features), self.block_starts(x)[n : n + 1]
+        return self._exact_log_dets(slice(n, n + 1), state[None], x[None], start)[0]
+
+    def _project_block(self, n: int, features: th.Tensor) -> th.Tensor:
+        return F.linear(features, self.block_slice(self.state_weight, n), self.block_slice(self.state_bias, n))
 
     def block_starts(self, like: th.Tensor) -> th.Tensor:
         """Start time ``t_{n-1}`` of every block, ``[N, 1, 1]``, on the device of ``like``."""
         return th.arange(self.n_blocks, dtype=like.dtype, device=like.device).view(-1, 1, 1) / self.n_blocks
+
+
+def _elu_slope(moved: th.Tensor, activated: th.Tensor) -> th.Tensor:
+    """
+    Tangents through an ELU, whose derivative is at hand in its value: smooth enough for the log-determinant's own
+    gradient, and half as many kernels as SiLU's. This is the kernel of its backward pass, here run forwards.
+    """
+    return th.ops.aten.elu_backward(moved, 1.0, 1.0, 1.0, True, activated)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch as th
 
+from sb3_swfp.bounds import bound_action, bound_log_det
 from sb3_swfp.flows import FlowCascade
-from sb3_swfp.policies import bound_action, bound_log_det, cascade_log_prob
 from sb3_swfp.transport import (
     JKOStepSize,
     jko_objective,
@@ -29,20 +29,34 @@ PLAN_PARTICLES = 16
 #: States and particles for the exact W2 that is logged each epoch
 _EXACT_STATES, _EXACT_PARTICLES = 4, 32
 
+_LOG_2_PI = 1.8378770664093453
+
 QFunction = Callable[[th.Tensor], th.Tensor]
+
+
+def entropy_stride(action_dim: int) -> int:
+    """
+    Entropies are descended by exact Jacobians, of every so many-th particle: about two vector products per particle of
+    the batch, whatever the dimension. An estimate from one product is cheaper and of all particles, but wrong where it
+    matters (see :meth:`sb3_swfp.flows.FlowCascade.log_det`).
+
+    :param action_dim: Action dimension
+    :return: 1 up to two dimensions, half the dimension above
+    """
+    return (action_dim + 1) // 2
 
 
 class StaleParticles(NamedTuple):
     """
     What one sweep through the frozen cascade yields: each block's input and output, ``[N, B, d]``, the adjoint
-    ``lambda_n`` of the outputs, ``[N, B, d]``, Q values ``[B]`` and log-densities ``[B]`` (zeros without entropy).
+    ``lambda_n`` of the outputs, ``[N, B, d]``, Q values ``[B]`` and the mean entropy (0 if none was asked for).
     """
 
     inputs: th.Tensor
     outputs: th.Tensor
     adjoint: th.Tensor
     q_values: th.Tensor
-    log_prob: th.Tensor
+    entropy: th.Tensor
 
 
 class JKOStep:
@@ -107,13 +121,23 @@ class JKOStep:
         """
         x_0 = noise if noise is not None else th.randn(len(features), self.cascade.action_dim, device=features.device)
         with th.enable_grad():
-            sweep = self.reference.integrate(features, x_0.detach().requires_grad_(True), log_det=ent_coef > 0.0)
-            q_values = q_function(bound_action(sweep.particles[-1]))
-            log_prob = cascade_log_prob(sweep) if ent_coef > 0.0 else th.zeros_like(q_values)
+            path = self.reference.integrate(features, x_0.detach().requires_grad_(True)).particles
+            q_values = q_function(bound_action(path[-1]))
+            objective, entropy = q_values.sum(), th.zeros((), device=x_0.device)
+            if ent_coef > 0.0:
+                entropy = self._entropy(features, path)
+                objective = objective + ent_coef * len(x_0) * entropy
             # x_0 is no variable of the objective: its own log-density drops out of every gradient taken below
-            adjoint = th.autograd.grad((q_values - ent_coef * log_prob).sum() / scale, sweep.particles[1:])
-        particles = th.stack(sweep.particles).detach()
-        return StaleParticles(particles[:-1], particles[1:], th.stack(adjoint), q_values.detach(), log_prob.detach())
+            adjoint = th.autograd.grad(objective / scale, path[1:])
+        particles = th.stack(path).detach()
+        return StaleParticles(particles[:-1], particles[1:], th.stack(adjoint), q_values.detach(), entropy.detach())
+
+    def _entropy(self, features: th.Tensor, path: list[th.Tensor]) -> th.Tensor:
+        """Mean entropy of the bounded actions at the path's end, by the change of variables."""
+        rows = slice(None, None, entropy_stride(self.cascade.action_dim))
+        log_dets = self.reference.exact_log_dets(features[rows], th.stack([x[rows] for x in path[:-1]]))
+        start = 0.5 * (path[0].detach().square() + _LOG_2_PI).sum(dim=-1).mean()
+        return start + log_dets.sum(dim=0).mean() + bound_log_det(path[-1]).mean()
 
     def parallel_loss(
         self, features: th.Tensor, stale: StaleParticles, ent_coef: float, scale: float = 1.0
@@ -128,10 +152,12 @@ class JKOStep:
         :param scale: Typical size of Q
         :return: Sum over blocks, scalar
         """
-        outputs, log_dets = self.cascade.apply_blocks(features, stale.inputs, log_det=ent_coef > 0.0)
+        outputs = self.cascade.apply_blocks(features, stale.inputs)
         trust_region = self.trust_region(outputs, stale.outputs)
         loss = jko_objective(stale.adjoint, outputs, stale.outputs, self.block_step_size, trust_region).sum()
-        if log_dets is not None:
+        if ent_coef > 0.0:
+            stride = entropy_stride(self.cascade.action_dim)
+            log_dets = self.cascade.exact_log_dets(features[::stride], stale.inputs[:, ::stride])
             loss = loss - self.block_step_size * ent_coef / scale * log_dets.mean(dim=-1).sum()
         return loss
 
@@ -150,18 +176,20 @@ class JKOStep:
         :param scale: Typical size of Q
         :return: Scalar
         """
-        entropy_on = ent_coef > 0.0
-        output, log_det = self.cascade.apply_block(n, features, x, log_det=entropy_on)
+        entropy_on, stride = ent_coef > 0.0, entropy_stride(self.cascade.action_dim)
+        output = self.cascade.apply_block(n, features, x)
         with th.no_grad():
-            output_old, _ = self.reference.apply_block(n, features, x)
-        end, energy = output, 0.0 if log_det is None else -ent_coef * log_det
+            output_old = self.reference.apply_block(n, features, x)
+        entropy = self.cascade.exact_log_dets(features[::stride], x[::stride], n).mean() if entropy_on else 0.0
+        end = output
         for m in range(n + 1, self.cascade.n_blocks):
-            end, log_det = self.reference.apply_block(m, features, end, log_det=entropy_on)
-            energy = energy if log_det is None else energy - ent_coef * log_det
-        energy = energy - q_function(bound_action(end))
+            if entropy_on:
+                entropy = entropy + self.reference.exact_log_dets(features[::stride], end[::stride], m).mean()
+            end = self.reference.apply_block(m, features, end)
         if entropy_on:
-            energy = energy - ent_coef * bound_log_det(end)
-        return self.block_step_size * energy.mean() / scale + 0.5 * self.trust_region(output, output_old)
+            entropy = entropy + bound_log_det(end).mean()
+        energy = -q_function(bound_action(end)).mean() - ent_coef * entropy
+        return self.block_step_size * energy / scale + 0.5 * self.trust_region(output, output_old)
 
     def trust_region(self, outputs: th.Tensor, outputs_old: th.Tensor) -> th.Tensor:
         """
@@ -197,7 +225,7 @@ class JKOStep:
         noise = th.randn(len(features), self.cascade.action_dim, device=features.device)
         new = th.stack(self.cascade.integrate(features, noise).particles)
         old = th.stack(self.reference.integrate(features_reference, noise).particles)
-        at_stale, _ = self.cascade.apply_blocks(features, old[:-1])
+        at_stale = self.cascade.apply_blocks(features, old[:-1])
         deltas = w2_paired(at_stale, old[1:]).sqrt()
         moved = w2_paired(bound_action(new[-1]), bound_action(old[-1])).sqrt().item()
         # Secant Lipschitz constants over the pairs that occur: with these the bound is a theorem, not a guess

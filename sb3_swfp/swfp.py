@@ -250,7 +250,7 @@ class SWFP(FlowAlgorithm):
             loss = self._train_blocks_in_order(observations, stale.inputs[0], q_function, ent_coef, scale)
         metrics: dict[str, Any] = {"actor_loss": loss.detach(), "energy": -stale.q_values.mean(), "ent_coef": ent_coef}
         if ent_coef > 0.0:
-            entropy = metrics["entropy"] = -stale.log_prob.mean()
+            entropy = metrics["entropy"] = stale.entropy
             self._train_ent_coef(entropy)
         self._set_temperature()
         if self.jko.count_step():
@@ -282,7 +282,7 @@ class SWFP(FlowAlgorithm):
             self.block_optimizer.step()
             self.block_optimizer.zero_grad()
             with th.no_grad():
-                x, _ = cascade.apply_block(n, features, x)
+                x = cascade.apply_block(n, features, x)
             total += loss.detach()
         # What remains are the features extractor's gradients, if it has parameters
         self.actor.optimizer.step()
