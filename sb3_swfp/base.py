@@ -18,7 +18,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from sb3_swfp.checks import check_finite, check_terminal_observations
 from sb3_swfp.demonstrations import Demonstrations, load_demonstrations
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
-from sb3_swfp.files import AtomicSave, atomic_path
+from sb3_swfp.files import atomic_path
+from sb3_swfp.saving import AtomicSave
 
 SelfDemonstrationAlgorithm = TypeVar("SelfDemonstrationAlgorithm", bound="DemonstrationAlgorithm")
 

@@ -33,8 +33,8 @@ from sb3_swfp.bounds import bound_action
 from sb3_swfp.checks import check_arguments, check_finite, check_terminal_observations
 from sb3_swfp.cloning import CloningAlgorithm
 from sb3_swfp.demonstrations import Demonstrations, load_demonstrations
-from sb3_swfp.files import AtomicSave
 from sb3_swfp.policies import FlowActor
+from sb3_swfp.saving import AtomicSave
 
 SelfDPPO = TypeVar("SelfDPPO", bound="DPPO")
 
