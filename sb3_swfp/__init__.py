@@ -5,9 +5,10 @@ Importing the package is cheap: PyTorch, Stable-Baselines3 and Gymnasium are loa
 used (PEP 562), so that command-line tools and start-up hooks may import it freely.
 """
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sb3_swfp.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sb3_swfp import transport
@@ -29,36 +30,16 @@ __version__ = (Path(__file__).parent / "version.txt").read_text(encoding="utf-8"
 
 # The module that each public name lives in.
 _HOMES = {
-    "SWFP": "sb3_swfp.swfp",
-    "DemonstrationReplayBuffer": "sb3_swfp.demonstrations",
-    "Demonstrations": "sb3_swfp.demonstrations",
-    "Episode": "sb3_swfp.demonstrations",
-    "FlowActorCriticPolicy": "sb3_swfp.policies",
-    "load_demonstrations": "sb3_swfp.demonstrations",
+    "SWFP": "swfp",
+    "DemonstrationReplayBuffer": "demonstrations",
+    "Demonstrations": "demonstrations",
+    "Episode": "demonstrations",
+    "FlowActorCriticPolicy": "policies",
+    "load_demonstrations": "demonstrations",
+    "transport": "transport",
 }
-_SUBMODULES = frozenset({"transport"})
 
 
 # Hidden from type checkers, which would otherwise accept any name at all as an attribute of this module.
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """
-        Load a public name on first use.
-
-        :param name: attribute that the module does not have yet
-        :return: the class, function or module of that name
-        :raises AttributeError: the package has no such public name
-        """
-        if name in _SUBMODULES:
-            return import_module(f"{__name__}.{name}")
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(_HOMES[name]), name)
-        globals()[name] = value  # found directly from now on
-        return value
-
-
-def __dir__() -> list[str]:
-    """:return: all names, including those not loaded yet (for tab completion)"""
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

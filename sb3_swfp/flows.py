@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 #: Up to this action dimension log-determinants are always exact; above it :meth:`FlowCascade.integrate` estimates them,
-#: which is good enough for a value that nothing descends, and :meth:`FlowCascade.exact_log_dets` does not
+#: which is good enough for a value that nothing descends
 EXACT_LOG_DET_MAX_DIM = 2
 #: Below this determinant of a step the logarithm continues as a straight line: an Euler step must stay orientation
 #: preserving, and a line, unlike a clamp, pushes a folding block back
@@ -145,27 +145,27 @@ class FlowCascade(nn.Module):
         return hidden, moved
 
     def velocity_and_jacobian(
-        self, blocks: slice, state: th.Tensor, x: th.Tensor, t: th.Tensor
+        self, blocks: slice, state: th.Tensor, x: th.Tensor, t: th.Tensor, every: int = 1
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        Velocity of several blocks and its whole Jacobian in ``x``.
+        Velocity of several blocks, and its whole Jacobian in ``x`` at some of the particles.
 
         :param blocks: Which blocks
         :param state: These blocks' rows of :meth:`project`, ``[N, B, width]``
         :param x: Particles, ``[N, B, d]``
         :param t: Time, broadcastable to ``[N, B, 1]``
-        :return: Velocity ``[N, B, d]``, and its Jacobian, transposed, ``[N, B, d, d]``
+        :param every: Take the Jacobian at every so many-th particle
+        :return: Velocity ``[N, B, d]``, and its Jacobian, transposed, ``[N, ceil(B / every), d, d]``
         """
-        n, batch, d = x.shape
         hidden = x @ self.weights[0][blocks] + (state + t * self.time_weight[blocks])
         # The standard basis through the first layer is its weights; all directions of a block share one product
         moved = self.weights[0][blocks].unsqueeze(2)
         for weight, bias in zip(list(self.weights)[1:], self.biases, strict=True):
             hidden = F.elu(hidden)
-            shape = (n, d, batch, hidden.shape[-1])
-            moved = _elu_slope(moved.expand(shape), hidden.unsqueeze(1).expand(shape))
+            some = hidden[:, ::every].unsqueeze(1).expand(-1, self.action_dim, -1, -1)
+            moved = _elu_slope(moved.expand_as(some), some)
             hidden = th.baddbmm(bias[blocks], hidden, weight[blocks])
-            moved = th.bmm(moved.view(n, d * batch, -1), weight[blocks]).view(n, d, batch, -1)
+            moved = (moved.flatten(1, 2) @ weight[blocks]).unflatten(1, some.shape[1:3])
         return hidden, moved.transpose(1, 2)
 
     def log_of_determinant(self, matrix: th.Tensor) -> th.Tensor:
@@ -182,6 +182,16 @@ class FlowCascade(nn.Module):
         else:
             det = th.linalg.det(matrix)
         return th.log(det.clamp_min(self.min_det)) + (det - self.min_det).clamp_max(0.0) / self.min_det
+
+    def probes(self, x: th.Tensor) -> th.Tensor:
+        """
+        One random sign vector (Rademacher) for each particle.
+
+        :param x: Particles, ``[..., d]``
+        :return: ``[..., d]``
+        """
+        # Rounded uniforms: a third of what bernoulli_ costs
+        return th.rand_like(x).round_().mul_(2.0).sub_(1.0)
 
     def estimated_log_det(self, probes: th.Tensor, moved: th.Tensor) -> th.Tensor:
         """
@@ -231,20 +241,21 @@ class FlowCascade(nn.Module):
             return Sweep(particles, None)
         inputs = th.stack(particles[:-1])
         if self.action_dim <= EXACT_LOG_DET_MAX_DIM:
-            return Sweep(particles, self._exact_log_dets(slice(None), state, inputs, self.block_starts(inputs)))
+            return Sweep(particles, self._euler_with_log_dets(slice(None), state, inputs, self.block_starts(inputs))[1])
         return Sweep(particles, self._estimated_log_dets(state, inputs))
 
-    def _exact_log_dets(self, blocks: slice, state: th.Tensor, x: th.Tensor, t_start: th.Tensor) -> th.Tensor:
+    def _euler_with_log_dets(
+        self, blocks: slice, state: th.Tensor, x: th.Tensor, t_start: th.Tensor, every: int = 1
+    ) -> tuple[th.Tensor, th.Tensor]:
         identity, total = th.eye(self.action_dim, dtype=x.dtype, device=x.device), x.new_zeros(())
         for k in range(self.euler_steps):
-            velocity, jacobian = self.velocity_and_jacobian(blocks, state, x, t_start + k * self.step)
+            velocity, jacobian = self.velocity_and_jacobian(blocks, state, x, t_start + k * self.step, every)
             total = total + self.log_of_determinant(identity + self.step * jacobian)
             x = th.add(x, velocity, alpha=self.step)
-        return total
+        return x, total
 
     def _estimated_log_dets(self, state: th.Tensor, x: th.Tensor) -> th.Tensor:
-        # Rounded uniforms: a third of what bernoulli_ costs
-        probes = th.rand_like(x).round_().mul_(2.0).sub_(1.0)
+        probes = self.probes(x)
         start, total = self.block_starts(x), x.new_zeros(())
         for k in range(self.euler_steps):
             velocity, moved = self.velocity(slice(None), state, x, start + k * self.step, probes)
@@ -274,19 +285,34 @@ class FlowCascade(nn.Module):
         """
         return self._euler(n, self._project_block(n, features), x, n / self.n_blocks)
 
-    def exact_log_dets(self, features: th.Tensor, x: th.Tensor, n: int | None = None) -> th.Tensor:
+    def apply_blocks_with_log_dets(
+        self, features: th.Tensor, x: th.Tensor, every: int = 1
+    ) -> tuple[th.Tensor, th.Tensor]:
         """
-        Log-determinants by the whole Jacobian, ``d`` vector products: for entropies that are descended.
+        :meth:`apply_blocks`, and exact log-determinants from the whole Jacobian: for entropies that are descended.
 
         :param features: State features, ``[B, features_dim]``
-        :param x: Input of each block, ``[N, B, d]``, or of block ``n``, ``[B, d]``
-        :param n: Block index, from 0; all blocks when omitted
-        :return: ``[N, B]``, or ``[B]``
+        :param x: Input of each block, ``[N, B, d]``
+        :param every: Take the determinants of every so many-th particle, each costs ``d`` vector products
+        :return: Outputs ``[N, B, d]`` and log-determinants ``[N, ceil(B / every)]``
         """
-        if n is None:
-            return self._exact_log_dets(slice(None), self.project(features), x, self.block_starts(x))
+        return self._euler_with_log_dets(slice(None), self.project(features), x, self.block_starts(x), every)
+
+    def apply_block_with_log_det(
+        self, n: int, features: th.Tensor, x: th.Tensor, every: int = 1
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The same of block ``n`` alone.
+
+        :param n: Block index, from 0
+        :param features: State features, ``[B, features_dim]``
+        :param x: Input, ``[B, d]``
+        :param every: Take the determinants of every so many-th particle
+        :return: Output ``[B, d]`` and log-determinants ``[ceil(B / every)]``
+        """
         state, start = self._project_block(n, features), self.block_starts(x)[n : n + 1]
-        return self._exact_log_dets(slice(n, n + 1), state[None], x[None], start)[0]
+        output, log_det = self._euler_with_log_dets(slice(n, n + 1), state[None], x[None], start, every)
+        return output[0], log_det[0]
 
     def _project_block(self, n: int, features: th.Tensor) -> th.Tensor:
         return F.linear(features, self.block_slice(self.state_weight, n), self.block_slice(self.state_bias, n))

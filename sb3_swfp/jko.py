@@ -7,6 +7,7 @@ One JKO epoch is a number of gradient steps against one frozen reference. It kno
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,8 +30,6 @@ PLAN_PARTICLES = 16
 #: States and particles for the exact W2 that is logged each epoch
 _EXACT_STATES, _EXACT_PARTICLES = 4, 32
 
-_LOG_2_PI = 1.8378770664093453
-
 QFunction = Callable[[th.Tensor], th.Tensor]
 
 
@@ -38,7 +37,7 @@ def entropy_stride(action_dim: int) -> int:
     """
     Entropies are descended by exact Jacobians, of every so many-th particle: about two vector products per particle of
     the batch, whatever the dimension. An estimate from one product is cheaper and of all particles, but wrong where it
-    matters (see :meth:`sb3_swfp.flows.FlowCascade.log_det`).
+    matters (see :meth:`sb3_swfp.flows.FlowCascade.estimated_log_det`).
 
     :param action_dim: Action dimension
     :return: 1 up to two dimensions, half the dimension above
@@ -135,9 +134,10 @@ class JKOStep:
     def _entropy(self, features: th.Tensor, path: list[th.Tensor]) -> th.Tensor:
         """Mean entropy of the bounded actions at the path's end, by the change of variables."""
         rows = slice(None, None, entropy_stride(self.cascade.action_dim))
-        log_dets = self.reference.exact_log_dets(features[rows], th.stack([x[rows] for x in path[:-1]]))
-        start = 0.5 * (path[0].detach().square() + _LOG_2_PI).sum(dim=-1).mean()
-        return start + log_dets.sum(dim=0).mean() + bound_log_det(path[-1]).mean()
+        inputs = th.stack([x[rows] for x in path[:-1]])
+        _, log_dets = self.reference.apply_blocks_with_log_dets(features[rows], inputs)
+        of_noise = 0.5 * self.cascade.action_dim * math.log(2.0 * math.pi * math.e)
+        return of_noise + log_dets.sum(dim=0).mean() + bound_log_det(path[-1]).mean()
 
     def parallel_loss(
         self, features: th.Tensor, stale: StaleParticles, ent_coef: float, scale: float = 1.0
@@ -152,14 +152,15 @@ class JKOStep:
         :param scale: Typical size of Q
         :return: Sum over blocks, scalar
         """
-        outputs = self.cascade.apply_blocks(features, stale.inputs)
+        if ent_coef > 0.0:
+            every = entropy_stride(self.cascade.action_dim)
+            outputs, log_dets = self.cascade.apply_blocks_with_log_dets(features, stale.inputs, every)
+            entropy: th.Tensor | float = log_dets.mean(dim=-1).sum()
+        else:
+            outputs, entropy = self.cascade.apply_blocks(features, stale.inputs), 0.0
         trust_region = self.trust_region(outputs, stale.outputs)
         loss = jko_objective(stale.adjoint, outputs, stale.outputs, self.block_step_size, trust_region).sum()
-        if ent_coef > 0.0:
-            stride = entropy_stride(self.cascade.action_dim)
-            log_dets = self.cascade.exact_log_dets(features[::stride], stale.inputs[:, ::stride])
-            loss = loss - self.block_step_size * ent_coef / scale * log_dets.mean(dim=-1).sum()
-        return loss
+        return loss - self.block_step_size * ent_coef / scale * entropy
 
     def sequential_loss(
         self, n: int, features: th.Tensor, x: th.Tensor, q_function: QFunction, ent_coef: float, scale: float = 1.0
@@ -176,17 +177,20 @@ class JKOStep:
         :param scale: Typical size of Q
         :return: Scalar
         """
-        entropy_on, stride = ent_coef > 0.0, entropy_stride(self.cascade.action_dim)
-        output = self.cascade.apply_block(n, features, x)
         with th.no_grad():
             output_old = self.reference.apply_block(n, features, x)
-        entropy = self.cascade.exact_log_dets(features[::stride], x[::stride], n).mean() if entropy_on else 0.0
-        end = output
-        for m in range(n + 1, self.cascade.n_blocks):
-            if entropy_on:
-                entropy = entropy + self.reference.exact_log_dets(features[::stride], end[::stride], m).mean()
-            end = self.reference.apply_block(m, features, end)
-        if entropy_on:
+        end, entropy = x, th.zeros((), device=x.device)
+        for m in range(n, self.cascade.n_blocks):
+            flow = self.cascade if m == n else self.reference
+            if ent_coef > 0.0:
+                every = entropy_stride(flow.action_dim)
+                end, log_det = flow.apply_block_with_log_det(m, features, end, every)
+                entropy = entropy + log_det.mean()
+            else:
+                end = flow.apply_block(m, features, end)
+            if m == n:
+                output = end
+        if ent_coef > 0.0:
             entropy = entropy + bound_log_det(end).mean()
         energy = -q_function(bound_action(end)).mean() - ent_coef * entropy
         return self.block_step_size * energy / scale + 0.5 * self.trust_region(output, output_old)

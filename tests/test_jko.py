@@ -59,8 +59,8 @@ def test_parallel_gradient_is_that_of_back_propagation_through_time(
     features, x_0 = th.randn(7, 3), th.randn(7, dim)
     path = cascade.integrate(features, x_0).particles
     every = entropy_stride(dim)
-    log_dets = cascade.exact_log_dets(features[::every], th.stack(path[:-1])[:, ::every]).sum(dim=0)
-    entropy = log_dets.mean() + bound_log_det(path[-1]).mean()  # and that of the noise, which is constant
+    _, log_dets = cascade.apply_blocks_with_log_dets(features, th.stack(path[:-1]), every)
+    entropy = log_dets.sum(dim=0).mean() + bound_log_det(path[-1]).mean()  # and that of the noise, which is constant
     energy = -energy_q(bound_action(path[-1])).mean() - ent_coef * entropy
     jko = JKOStep(cascade, reference, JKOStepSize(0.5))
     stale = jko.stale_particles(features, energy_q, ent_coef, noise=x_0)
@@ -69,14 +69,18 @@ def test_parallel_gradient_is_that_of_back_propagation_through_time(
         th.testing.assert_close(found, jko.block_step_size * expected, rtol=1e-9, atol=1e-14)
 
 
-def test_sequential_gradient_is_the_block_s_share_of_it() -> None:
-    cascade, reference = cascades(2)
-    features, x_0 = th.randn(7, 3), th.randn(7, 2)
+@pytest.mark.parametrize("ent_coef", [0.0, 0.3])
+@pytest.mark.parametrize("dim", [2, 4])
+def test_sequential_gradient_is_the_block_s_share_of_it(dim: int, ent_coef: float) -> None:
+    cascade, reference = cascades(dim)
+    features, x_0 = th.randn(7, 3), th.randn(7, dim)
     sweep = cascade.integrate(features, x_0)
-    expected = gradients(-energy_q(bound_action(sweep.particles[-1])).mean(), cascade)
+    _, log_dets = cascade.apply_blocks_with_log_dets(features, th.stack(sweep.particles[:-1]), entropy_stride(dim))
+    entropy = log_dets.sum(dim=0).mean() + bound_log_det(sweep.particles[-1]).mean()
+    expected = gradients(-energy_q(bound_action(sweep.particles[-1])).mean() - ent_coef * entropy, cascade)
     jko = JKOStep(cascade, reference, JKOStepSize(0.5), block_training="sequential")
     for n in range(5):
-        loss = jko.sequential_loss(n, features, sweep.particles[n].detach(), energy_q, 0.0)
+        loss = jko.sequential_loss(n, features, sweep.particles[n].detach(), energy_q, ent_coef)
         for whole, part in zip(expected, gradients(loss, cascade), strict=True):
             share = jko.block_step_size * cascade.block_slice(whole, n)
             th.testing.assert_close(cascade.block_slice(part, n), share, rtol=1e-9, atol=1e-14)

@@ -4,8 +4,9 @@ Baselines on this package's demonstrations, critics and buffers, each an SB3 alg
 ``docs/baselines.md`` says where their published settings come from, and in what they differ from their originals.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from sb3_swfp.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sb3_swfp.baselines.calql import CalQL
@@ -27,22 +28,4 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """
-        Load a baseline on first use.
-
-        :param name: attribute that the module does not have yet
-        :return: the class of that name
-        :raises AttributeError: there is no such baseline
-        """
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = value  # found directly from now on
-        return value
-
-
-def __dir__() -> list[str]:
-    """:return: all names, including those not loaded yet (for tab completion)"""
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

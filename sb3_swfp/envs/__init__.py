@@ -6,9 +6,11 @@ RL Zoo's commands find them with ``--gym-packages sb3_swfp.envs``. ``docs/toys.m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gymnasium.envs.registration import register
+
+from sb3_swfp.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sb3_swfp.envs.bandit import Bandit, ShiftingBandit
@@ -32,24 +34,4 @@ register("SWFP-NavigationShifting-v0", entry_point="sb3_swfp.envs.navigation:Shi
 
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """
-        Load a public name on first use.
-
-        :param name: attribute that the module does not have yet
-        :return: the class or function of that name
-        :raises AttributeError: the package has no such public name
-        """
-        from importlib import import_module
-
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = value  # found directly from now on
-        return value
-
-
-def __dir__() -> list[str]:
-    """:return: all names, including those not loaded yet (for tab completion)"""
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)
