@@ -228,23 +228,30 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         if not self.is_pretrained:
-            return super()._sample_action(learning_starts, action_noise, n_envs)
+            with self._as_if_ripe(bool(self.policy.critic_is_ripe) and not self._flow_explores_alone()):
+                return super()._sample_action(learning_starts, action_noise, n_envs)
         # Uniform noise would throw a clone away: its own roll-outs fill the buffer from the first step on
         actions, buffer_actions = super()._sample_action(0, action_noise, n_envs)
         picking = self._trial.picking
         if self._critic_on_trial() and len(picking) == n_envs and picking.any():
-            with self._as_if_ripe():
+            with self._as_if_ripe(True):
                 picked, buffer_picked = super()._sample_action(0, action_noise, n_envs)
             actions[picking], buffer_actions[picking] = picked[picking], buffer_picked[picking]
         return actions, buffer_actions
 
+    def _flow_explores_alone(self) -> bool:
+        # With entropy the flow itself approaches the Boltzmann density exp(Q / alpha): picks by the same weights would
+        # explore at half the temperature, and not with the policy that the target values
+        return self._current_ent_coef() > 0.0 and self.target_candidates == 1
+
     @contextmanager
-    def _as_if_ripe(self) -> Iterator[None]:
-        self.policy.critic_is_ripe.fill_(True)
+    def _as_if_ripe(self, ripe: bool) -> Iterator[None]:
+        before = bool(self.policy.critic_is_ripe)
+        self.policy.critic_is_ripe.fill_(ripe)
         try:
             yield
         finally:
-            self.policy.critic_is_ripe.fill_(False)
+            self.policy.critic_is_ripe.fill_(before)
 
     def _critic_on_trial(self) -> bool:
         return self.is_pretrained and not self.policy.critic_is_ripe and self.ripeness.settled(self.critic_warmup)

@@ -119,9 +119,10 @@ class FlowActorCriticPolicy(BasePolicy):
     acts with them loses the last centimetre.)
 
     Acting draws one particle while the critic is not ripe (``critic_is_ripe``). Once it is, ``n_candidates`` particles
-    compete and the critic picks: the best one when deterministic, by ``exp(Q / alpha)`` when exploring. Either way the
+    compete and the critic picks: the best one when deterministic, by ``exp(Q / alpha)`` otherwise. Either way the
     action is one of the flow's samples, so it lies on a mode and not between modes. A deterministic action's noise is a
-    function of the state (:func:`sb3_swfp.acting.state_noise`).
+    function of the state (:func:`sb3_swfp.acting.state_noise`). From scratch with entropy, learning explores without
+    the picks.
 
     :param observation_space: Observation space
     :param action_space: Action space

@@ -86,6 +86,25 @@ def test_picks_are_as_soft_as_when_acting(monkeypatch: pytest.MonkeyPatch) -> No
     assert entropies[0] == pytest.approx(entropies[1], abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "picks"), [({}, False), ({"target_candidates": 2}, True), ({"ent_coef": 0.0}, True)], ids=str
+)
+def test_from_scratch_explores_with_the_policy_that_the_target_values(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], picks: bool
+) -> None:
+    model = tiny_model(learning_starts=0, **arguments)
+    model.policy.critic_is_ripe.fill_(True)
+    predict, ripe = model.policy.predict, []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        ripe.append(bool(model.policy.critic_is_ripe))
+        return predict(*args, **kwargs)
+
+    monkeypatch.setattr(model.policy, "predict", noted)
+    model.learn(5)
+    assert ripe == [picks] * 5 and model.policy.critic_is_ripe
+
+
 @pytest.mark.parametrize("n_critics", [1, 2, 5])
 def test_trains_with_any_number_of_critics(n_critics: int) -> None:
     model = tiny_model(target_candidates=3, policy_kwargs={"n_critics": n_critics}).learn(60)
