@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parsed = _parser().parse_args(arguments)
     if parsed.command == "cell":
-        run_cell(Cell(parsed.suite, parsed.task, parsed.algo, parsed.seed), parsed.steps, parsed.folder)
+        run_cell(Cell(parsed.suite, parsed.task, parsed.algo, parsed.seed), parsed.steps, parsed.folder, parsed.runner)
     elif parsed.command == "list":
         for name, suite in SUITES.items():
             print(f"{name}: {suite.description}\n  tasks: {', '.join(suite.tasks)}\n  algos: {', '.join(suite.algos)}")
@@ -46,6 +46,7 @@ def _run(parsed: argparse.Namespace) -> None:
     algos = _choose("algorithm", parsed.algos, suite.algos)
     # Seed by seed, so that a run that is stopped has compared something
     cells = [Cell(parsed.suite, task, algo, seed) for seed in parsed.seeds for task in tasks for algo in algos]
+    cells = list(dict.fromkeys(cells))  # what was named twice is run once
     try:
         for task in tasks:
             suite.check(task)  # one line now instead of a log for each cell
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("seed", "steps"):
         cell.add_argument(name, type=int)
     cell.add_argument("folder", type=Path)
+    cell.add_argument("runner", type=int)
     return parser
 
 

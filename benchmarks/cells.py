@@ -85,17 +85,19 @@ class Result:
         return Result(cell=Cell(**stored.pop("cell")), curve=curve, **stored)
 
 
-def versions(module: str) -> dict[str, str]:
+def versions(module: str, modules: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> dict[str, str]:
     """
     :param module: Name of the module that a result depends on
+    :param modules: Names of modules of this package that the suite uses beside it
+    :param packages: Names of packages that the suite uses
     :return: Versions of the packages it depends on, and a digest of this package's code where it is used
     """
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in dict.fromkeys((*_PACKAGES, module.partition(".")[0].replace("_", "-"))):
+    for name in dict.fromkeys((*_PACKAGES, module.partition(".")[0].replace("_", "-"), *packages)):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
     if module.startswith("sb3_swfp."):
-        found["code"] = code_digest(module)
+        found["code"] = code_digest(module, *modules)
     return found

@@ -12,16 +12,16 @@ import sb3_swfp
 _NAME = sb3_swfp.__name__
 
 
-def code_digest(module: str) -> str:
+def code_digest(*modules: str) -> str:
     """
-    Digest of a module of this package and of all that it imports of it. Comments, docstrings and format don't count,
+    Digest of modules of this package and of all that they import of it. Comments, docstrings and format don't count,
     nor do imports for type checkers alone, so only a change that can change a result changes the digest.
 
-    :param module: Dotted name, such as ``"sb3_swfp.swfp"``
+    :param modules: Dotted names, such as ``"sb3_swfp.swfp"``
     :return: 12 hexadecimal digits
     :raises FileNotFoundError: if there is no such module
     """
-    waiting, trees = [module], {}
+    waiting, trees = list(modules), {}
     while waiting:
         name = waiting.pop()
         if name not in trees:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -13,10 +14,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from tqdm import tqdm
 
-from benchmarks.cells import Cell, Result, versions
+from benchmarks.cells import Cell, Result
 from benchmarks.suites import SUITES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,21 +30,23 @@ class _Running:
     cell: Cell
     process: subprocess.Popen[bytes]
     folder: Path
+    lock: IO[str] | None = None
     seen: int = 0
 
 
-def run_cell(cell: Cell, steps: int, folder: Path) -> None:
+def run_cell(cell: Cell, steps: int, folder: Path, runner: int) -> None:
     """
     Run one cell in this process and store its result.
 
     :param cell: The cell
     :param steps: Environment steps
     :param folder: Its folder
+    :param runner: The runner's process id
     """
-    _end_with_parent()
+    _end_with(runner)
     suite = SUITES[cell.suite]
     started = time.monotonic()
-    found = versions(suite.module(cell.algo))  # now: the code on disk may change while it runs
+    found = suite.versions(cell.algo)  # now: the code on disk may change while it runs
     settings = suite.settings(cell)
     details = suite.run(cell, settings, steps, folder)
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -59,9 +63,8 @@ def run_cell(cell: Cell, steps: int, folder: Path) -> None:
     result.save(folder)
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """A runner that is killed takes its cells along: one that went on would write into the folder of its successor."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -73,7 +76,8 @@ def _end_with_parent() -> None:
 
 def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = None) -> list[Path]:
     """
-    Run all cells that have no result yet; a killed one starts afresh.
+    Run all cells that have no result yet; a killed one starts afresh. One that another runner is at is left to it, so
+    several can share a folder.
 
     :param cells: Cells of one suite
     :param root: Folder of all results
@@ -90,7 +94,12 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(_start(cell := waiting.pop(0), root, budgets[cell]))
+                    cell = waiting.pop(0)
+                    started = _start(cell, root, budgets[cell])
+                    if started is None:
+                        bar.update(budgets[cell])
+                    else:
+                        running.append(started)
                 time.sleep(0.5)
                 for each in list(running):
                     ended = each.process.poll() is not None
@@ -99,12 +108,14 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
                     each.seen = done
                     if ended:
                         running.remove(each)
+                        _release(each)
                         if each.process.returncode != 0 or Result.load(each.folder) is None:
                             failed.append(each.folder / "log.txt")
                 bar.set_postfix_str(", ".join(f"{each.cell.task} {each.folder.name}" for each in running))
         finally:
             for each in running:
                 each.process.terminate()
+                _release(each)
     return failed
 
 
@@ -114,7 +125,7 @@ def _is_finished(cell: Cell, root: Path, steps: int) -> bool:
     if result is None:
         return False
     suite = SUITES[cell.suite]
-    current = versions(suite.module(cell.algo))
+    current = suite.versions(cell.algo)
     changed = [name for name in current if result.versions.get(name) != current[name]]
     # As JSON gives them back: tuples are lists there
     wanted = json.loads(json.dumps(suite.settings(cell) | {"steps": steps}))
@@ -127,20 +138,44 @@ def _is_finished(cell: Cell, root: Path, steps: int) -> bool:
     return True
 
 
-def _start(cell: Cell, root: Path, steps: int) -> _Running:
+def _claim(folder: Path) -> IO[str] | None:
+    """The lock of a cell's folder, which ends with this process; ``None`` while another runner has it, or has used it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = (folder.parent / f".{folder.name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    if Result.load(folder) is not None:
+        lock.close()
+        return None
+    return lock
+
+
+def _release(running: _Running) -> None:
+    if running.lock is not None:
+        Path(running.lock.name).unlink(missing_ok=True)
+        running.lock.close()
+
+
+def _start(cell: Cell, root: Path, steps: int) -> _Running | None:
     folder = cell.folder(root)
+    lock = _claim(folder)
+    if lock is None:
+        return None
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "benchmarks", "cell", cell.suite, cell.task, cell.algo, str(cell.seed)]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
-            [*command, str(steps), str(folder)],
+            [*command, str(steps), str(folder), str(os.getpid())],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
         )
-    return _Running(cell, process, folder)
+    return _Running(cell, process, folder, lock)
 
 
 def _steps_done(running: _Running) -> int:

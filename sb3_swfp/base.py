@@ -38,6 +38,8 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
     ent_coef_optimizer: th.optim.Adam | None = None
     #: Whether a missing demonstration file is an error: a loaded policy must act on a machine that doesn't have it
     _demonstrations_required = True
+    #: Why they could not be read, if a loaded policy does without them
+    _missing_demonstrations: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -69,6 +71,7 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
                 "before learn(), call model.replay_buffer.set_demonstrations(...)",
                 stacklevel=2,
             )
+            self._missing_demonstrations = str(error)
             for name in ("demonstrations", "n_demonstrations"):
                 kwargs.pop(name, None)
             return self.replay_buffer_class(*arguments, self.optimize_memory_usage, **kwargs)
@@ -164,15 +167,24 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if isinstance(self.replay_buffer, DemonstrationReplayBuffer) and (
-            reset_num_timesteps or self._last_obs is None
-        ):
-            # The environment is about to be reset: no return may run on from the episode that was open
-            self.replay_buffer.truncate_last_trajectory()
+        buffer = self.replay_buffer
+        if self._missing_demonstrations is not None and getattr(buffer, "demonstrations", None) is None:
+            raise FileNotFoundError(
+                f"The demonstrations that this model was trained with are not here ({self._missing_demonstrations}). "
+                "Call model.replay_buffer.set_demonstrations(...), or load() with replay_buffer_kwargs={} to go on "
+                "without any"
+            )
+        if reset_num_timesteps or self._last_obs is None:
+            self._restart_episodes()
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         first = self._last_obs if self._vec_normalize_env is None else self._vec_normalize_env.get_original_obs()
         check_finite(first, self.num_timesteps)  # type: ignore[arg-type]
         return result
+
+    def _restart_episodes(self) -> None:
+        """Called when the environments are about to be reset: nothing may run on from the episodes that were open."""
+        if isinstance(self.replay_buffer, DemonstrationReplayBuffer):
+            self.replay_buffer.truncate_last_trajectory()
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -228,7 +240,7 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
                 self.replay_buffer.truncate_last_trajectory()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_demonstrations_required"]
+        return [*super()._excluded_save_params(), "_demonstrations_required", "_missing_demonstrations"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         if self.ent_coef_optimizer is not None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_swfp.demonstrations import load_demonstrations
 from sb3_swfp.evaluation import EnvSource, EvaluationResult, SuccessRule, close_envs, evaluate_success, make_envs
@@ -37,7 +38,8 @@ class SuccessEvalCallback(BaseCallback):
     Evaluate success on the same episodes again and again, log it, and keep the curve and the best model.
 
     Unlike SB3's ``EvalCallback`` it counts environment steps (not calls, which several environments make fewer of),
-    evaluates before the first step too, so that the curve starts at the clone, and chooses the episodes' seeds.
+    evaluates before the first step too, so that the curve starts at the clone, and chooses the episodes' seeds. An
+    on-policy algorithm, which learns between roll-outs, is evaluated once it has learned from the roll-out that was due.
 
     :param env: environment id, factory, environment, or list of environments (see ``evaluate_success``). Those made
         here are made at the first evaluation and closed when training ends.
@@ -148,12 +150,24 @@ class SuccessEvalCallback(BaseCallback):
         self._next_eval = (self.num_timesteps // self.eval_freq + 1) * self.eval_freq
 
     def _on_step(self) -> bool:
+        if not isinstance(self.model, OnPolicyAlgorithm):
+            self._evaluate_if_due()
+        return True
+
+    def _on_rollout_start(self) -> None:
+        # An on-policy algorithm learns between its roll-outs: within one there is nothing new, and at its end the
+        # update that this experience pays for is still to come
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self._evaluate_if_due()
+
+    def _evaluate_if_due(self) -> None:
         if self.num_timesteps >= self._next_eval:
             self.evaluate()
             self._next_eval = (self.num_timesteps // self.eval_freq + 1) * self.eval_freq
-        return True
 
     def _on_training_end(self) -> None:
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self._evaluate_if_due()
         if self._made_here:
             close_envs(self._envs)
         self._envs = []

@@ -266,11 +266,10 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
             if self.ripeness.picks_pay or (on_trial and self.policy.n_candidates == 1):
                 self.policy.critic_is_ripe.fill_(True)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        result = super()._setup_learn(*args, **kwargs)
-        if len(self._trial.picking) != self.n_envs:
-            self._trial = CriticTrial(self.n_envs)
-        return result
+    def _restart_episodes(self) -> None:
+        super()._restart_episodes()
+        # What the episodes that were open have returned so far must not count for those that begin now
+        self._trial = CriticTrial(self.n_envs)
 
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "actor_reference", "actor_average", "critic", "critic_target"]

@@ -11,6 +11,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
@@ -309,7 +310,8 @@ def pretrain_critic(
 def fit_normaliser(normaliser: VecNormalize | None, demonstrations: Demonstrations, gamma: float) -> None:
     """
     Give a ``VecNormalize`` that has seen no data yet the demonstrations' statistics: a clone trained on unnormalised
-    observations would fail as soon as the first roll-outs normalised them.
+    observations would fail as soon as the first roll-outs normalised them. The first observations alone, which
+    ``learn()`` has drawn before its callbacks start, are no data.
 
     :param normaliser: The environment's ``VecNormalize``, if any
     :param demonstrations: Demonstrations
@@ -322,8 +324,10 @@ def fit_normaliser(normaliser: VecNormalize | None, demonstrations: Demonstratio
         statistics = normaliser.obs_rms if isinstance(normaliser.obs_rms, dict) else {"": normaliser.obs_rms}
         parts = observations if isinstance(observations, dict) else {"": observations}
         for key, running in statistics.items():
-            if running.count < 1.0:
-                running.update(parts[key])
+            if running.count < normaliser.num_envs + 1.0:
+                fresh = RunningMeanStd(shape=running.mean.shape)
+                fresh.update(parts[key])
+                running.mean, running.var, running.count = fresh.mean, fresh.var, fresh.count
     if normaliser.norm_reward and normaliser.training and normaliser.ret_rms.count < 1.0:
         for episode in demonstrations:
             running_return, returns = 0.0, []

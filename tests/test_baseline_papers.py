@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_swfp.baselines.calql import CalibratedSamples, CalQL, MonteCarloReplayBuffer
 from sb3_swfp.baselines.ibrl import PreloadedReplayBuffer
 from sb3_swfp.baselines.swfp_kl import kl_of_weights, temperature_of_kl
+from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
 from tests.test_baselines import make
 from tests.tiny import Mirror, mirror_demonstrations
 
@@ -54,6 +56,43 @@ def test_calql_knows_monte_carlo_returns() -> None:
     # Every return stands beside its own reward
     rows = {(float(r), float(m)) for r, m in zip(samples.rewards, samples.monte_carlo_returns, strict=True)}
     assert rows == {(1.0, 3.0), (2.0, 4.0), (4.0, 4.0), (1.0, 2.0), (2.0, 2.0), (4.0, -math.inf)}
+
+
+def test_calql_lets_the_last_rewards_go_on_beyond_a_time_limit() -> None:
+    env = Mirror()
+    buffer = MonteCarloReplayBuffer(40, env.observation_space, env.action_space, n_steps=1, gamma=0.5)
+    zero = np.zeros((1, 2), np.float32)
+    for step in range(12):  # the mean of the last ten rewards is 0.4
+        reward, last = np.array([4.0 * (step == 11)], np.float32), step == 11
+        buffer.add(zero, zero, zero, reward, np.array([last]), [{"TimeLimit.truncated": last}])
+    np.testing.assert_allclose(buffer.monte_carlo_returns[10:12, 0], [(4 + 0.5 * 0.8) / 2, 4 + 0.5 * 0.8], rtol=1e-6)
+
+
+def test_calql_adds_no_rewards_across_a_cut() -> None:
+    """``learn()`` closes the episode that was open, without adding anything."""
+    env = Mirror()
+    buffer = DemonstrationReplayBuffer(
+        20, env.observation_space, env.action_space, online_buffer_class=MonteCarloReplayBuffer, n_steps=1, gamma=0.5
+    )
+    zero = np.zeros((1, 2), np.float32)
+    for reward in (1.0, 1.0):
+        buffer.add(zero, zero, zero, np.array([reward], np.float32), np.array([False]), [{}])
+    buffer.truncate_last_trajectory()
+    buffer.add(zero, zero, zero, np.array([8.0], np.float32), np.array([True]), [{}])
+    online = buffer._online
+    assert isinstance(online, MonteCarloReplayBuffer)
+    np.testing.assert_allclose(online.monte_carlo_returns[:3, 0], [2.0, 2.0, 8.0])
+
+
+def test_calql_returns_are_scaled_like_rewards_and_not_clipped() -> None:
+    env = VecNormalize(DummyVecEnv([Mirror]), clip_reward=10.0)
+    env.ret_rms.var = np.array(4.0)
+    buffer = MonteCarloReplayBuffer(8, env.observation_space, env.action_space, n_steps=1, gamma=1.0)
+    zero = np.zeros((1, 2), np.float32)
+    for done in (True, False):
+        buffer.add(zero, zero, zero, np.array([100.0], np.float32), np.array([done]), [{}])
+    seen = {round(float(m), 2) for m in buffer.sample(50, env=env).monte_carlo_returns}
+    assert seen == {50.0, -math.inf}
 
 
 def test_calql_buffer_wraps_around() -> None:

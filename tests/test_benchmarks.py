@@ -15,8 +15,10 @@ import pytest
 pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
 
 from benchmarks import runner  # noqa: E402
+from benchmarks import __main__ as command_line  # noqa: E402
 from benchmarks.__main__ import main, seed_range  # noqa: E402
-from benchmarks.cells import Cell, Result, versions  # noqa: E402
+from benchmarks.cells import Cell, Result  # noqa: E402
+from benchmarks.report import report  # noqa: E402
 from benchmarks.suites import SUITES  # noqa: E402
 from tests.tiny import subprocess_environment  # noqa: E402
 
@@ -72,7 +74,7 @@ def store(root: Path, algo: str, seed: int, final: float, **changed: str) -> Pat
     curve = [(5_000, final - 100.0), (10_000, final)]
     suite = SUITES["scratch"]
     config = suite.settings(cell) | {"steps": 10_000}
-    Result(cell, versions(suite.module(algo)) | changed, config, curve, 50.0, 300.0).save(folder)
+    Result(cell, suite.versions(algo) | changed, config, curve, 50.0, 300.0).save(folder)
     return folder
 
 
@@ -80,6 +82,34 @@ def test_results_of_other_versions_are_not_mixed(tmp_path: Path) -> None:
     store(tmp_path, "swfp", 0, -100.0, code="older")
     with pytest.raises(SystemExit, match=r"another code.*not mixed"):
         main([*RUN, "--algos", "swfp", "--out", str(tmp_path)])
+
+
+def test_the_report_names_results_of_other_code(tmp_path: Path) -> None:
+    store(tmp_path, "swfp", 0, -100.0, code="older")
+    store(tmp_path, "sac", 0, -100.0)
+    text = report("scratch", tmp_path)
+    assert "other code than this checkout's" in text
+    assert "- Pendulum-v1: swfp 0\n" in text.partition("other code")[2]
+    assert "sac 0" not in text.partition("other code")[2].partition("Versions")[0]
+
+
+def test_a_cell_named_twice_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Cell] = []
+    monkeypatch.setattr(command_line, "run_cells", lambda cells, *others: seen.extend(cells) or ["log"])
+    with pytest.raises(SystemExit, match="1 of 2 cells failed"):
+        main([*RUN, "--algos", "sac,sac", "--seeds", "0,1,0", "--out", str(tmp_path)])
+    assert [cell.seed for cell in seen] == [0, 1]
+
+
+def test_a_cell_of_another_runner_is_left_to_it(tmp_path: Path) -> None:
+    cell = Cell("scratch", "Pendulum-v1", "sac", 0)
+    lock = runner._claim(cell.folder(tmp_path))
+    assert lock is not None
+    assert runner.run_cells([cell], tmp_path, jobs=1, steps=100) == [] and not cell.folder(tmp_path).exists()
+    lock.close()
+    again = runner._claim(cell.folder(tmp_path))
+    assert again is not None
+    again.close()
 
 
 def test_results_of_other_settings_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,11 +139,19 @@ def test_episodes_are_judged_also_in_environments_without_a_monitor(monitored: b
 def test_a_clone_on_trial_goes_on_with_other_environments(tmp_path: pathlib.Path) -> None:
     model = clone(DummyVecEnv([lambda: Monitor(Mirror())]), critic_warmup=5)
     model.learn(60)
-    model._picking = np.ones(1, dtype=bool)
+    model._trial.picking = np.ones(1, dtype=bool)
     model.save(tmp_path / "clone")
     loaded = SWFP.load(tmp_path / "clone", env=DummyVecEnv([lambda: Monitor(Mirror())] * 3))
     loaded.learn(60, reset_num_timesteps=False)
-    assert loaded.num_timesteps == 120
+    assert loaded.num_timesteps == 120 and len(loaded._trial.picking) == 3
+
+
+def test_the_trial_counts_no_episode_across_a_reset() -> None:
+    model = clone(Mirror(length=10), learning_starts=0, critic_warmup=1_000)
+    model.learn(4)
+    assert np.any(model._trial._returns != 0.0)
+    model._setup_learn(4, None)
+    assert np.all(model._trial._returns == 0.0)
 
 
 def test_without_a_clone_there_is_nothing_to_protect() -> None:

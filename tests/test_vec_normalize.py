@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny import Mirror, metrics, mirror_demonstrations, tiny_model, with_demonstrations
 
 from sb3_swfp import SWFP
+from sb3_swfp.callbacks import PretrainCallback
 
 
 def normalised(kind: str = "vector", n_envs: int = 1, **kwargs: Any) -> VecNormalize:
@@ -45,6 +46,19 @@ def test_pretraining_fits_fresh_statistics_to_the_demonstrations(kind: str) -> N
     statistics: Any = env.obs_rms["vector"] if isinstance(env.obs_rms, dict) else env.obs_rms
     np.testing.assert_allclose(statistics.mean, vectors.mean(axis=0), rtol=1e-4)
     assert env.ret_rms.var > 0 and env.ret_rms.count > 99
+
+
+def test_cloning_by_the_callback_fits_them_too() -> None:
+    """``learn()`` has reset the environment by then, and a ``VecNormalize`` has counted the first observations."""
+    demonstrations = mirror_demonstrations(10)
+    env = normalised()
+    model = tiny_model(env, learning_starts=1_000)
+    model.learn(1, callback=PretrainCallback(demonstrations, gradient_steps=5, verbose=0))
+    observations: Any = demonstrations.observations()
+    statistics: Any = env.obs_rms
+    assert len(observations) + 1 <= statistics.count < len(observations) + 3
+    np.testing.assert_allclose(statistics.mean, observations.mean(axis=0), rtol=0.1)
+    np.testing.assert_allclose(statistics.var, observations.var(axis=0), rtol=0.1)
 
 
 def test_pretraining_leaves_statistics_that_have_seen_data() -> None:

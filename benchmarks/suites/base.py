@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, versions
 
 #: Environment steps and score of each evaluation
 Curve = list[tuple[int, float]]
@@ -27,6 +27,8 @@ class Suite:
     :param run: Runs a cell in this process: cell, its settings, environment steps, folder -> details to keep
     :param curve: Reads the evaluations so far from the cell's folder
     :param check: Raises ``FileNotFoundError`` or ``ImportError`` if what a task needs is not on this machine
+    :param modules: Names of modules of this package that a result depends on, beside the algorithm's
+    :param packages: Names of packages that it depends on, beside those that all depend on
     :param bounds: Of each task's score, to normalise it by; ``None`` where scores are not comparable
     """
 
@@ -40,3 +42,12 @@ class Suite:
     curve: Callable[[Path], Curve]
     check: Callable[[str], None] = lambda task: None
     bounds: Mapping[str, tuple[float, float]] | None = None
+    modules: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+
+    def versions(self, algo: str) -> dict[str, str]:
+        """
+        :param algo: Name of an algorithm
+        :return: What its results depend on, as it is now
+        """
+        return versions(self.module(algo), self.modules, self.packages)

@@ -62,6 +62,8 @@ def finetuning_suite(description: str, tasks: Mapping[str, Task], algorithms: Ma
         curve,
         partial(_check, tasks),
         {name: (0.0, 1.0) for name in tasks},
+        ("sb3_swfp.callbacks",),
+        ("gymnasium-robotics", "minari"),
     )
 
 

@@ -19,6 +19,8 @@ from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
 from sb3_swfp.pretraining import fit_normaliser, start_logging
 
 SelfCalQL = TypeVar("SelfCalQL", bound="CalQL")
+#: Rewards before a time limit whose mean is taken to go on
+_LAST_REWARDS = 10
 
 
 class CalibratedSamples(NamedTuple):
@@ -37,8 +39,10 @@ class MonteCarloReplayBuffer(NStepReplayBuffer):
     """
     SB3's n-step buffer that also knows the discounted Monte-Carlo return of each transition, once its episode ended.
 
-    What follows an episode that was cut by a time limit counts as zero, as in the authors' code. Rewards are added up
-    unnormalised; a ``VecNormalize`` that scales rewards scales the returns when they are sampled.
+    Beyond a time limit the mean of an episode's last rewards goes on for ever: a return that ends there would fall
+    towards nothing along an episode whose value does not, and calibrate no longer. (The authors' episodes end at
+    success; of those that fail they let the last reward go on, likewise.) Rewards are added up unnormalised; a
+    ``VecNormalize`` that scales rewards scales the returns when they are sampled.
 
     :param args: As SB3's ``NStepReplayBuffer``
     :param kwargs: Likewise
@@ -52,17 +56,24 @@ class MonteCarloReplayBuffer(NStepReplayBuffer):
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         """Store one transition of each environment, with the arguments of SB3's ``ReplayBuffer.add``."""
+        self._finish_episodes()  # that were closed from outside: truncate_last_trajectory()
         row = self.pos
         super().add(*args, **kwargs)
         self.monte_carlo_returns[row] = -np.inf
         self._n_added += 1
-        for env in np.flatnonzero(self.dones[row] > 0):
-            self._finish_episode(int(env))
+        self._finish_episodes()
 
-    def _finish_episode(self, env: int) -> None:
+    def _finish_episodes(self) -> None:
+        row = (self._n_added - 1) % self.buffer_size
+        for env in np.flatnonzero((self.dones[row] > 0) & (self._episode_starts < self._n_added)):
+            self._finish_episode(int(env), self.timeouts[row, env] > 0)
+
+    def _finish_episode(self, env: int, cut: bool) -> None:
         length = min(self._n_added - int(self._episode_starts[env]), self.buffer_size)
         rows = (self._n_added - 1 - np.arange(length)) % self.buffer_size  # newest first
         running = 0.0
+        if cut and self.gamma < 1.0:
+            running = float(self.rewards[rows[:_LAST_REWARDS], env].mean()) / (1.0 - self.gamma)
         for row in rows:
             running = float(self.rewards[row, env]) + self.gamma * running
             self.monte_carlo_returns[row, env] = running
@@ -82,7 +93,10 @@ class MonteCarloReplayBuffer(NStepReplayBuffer):
         np.random.set_state(state)
         env_indices = np.random.randint(self.n_envs, size=batch_inds.shape)
         np.random.set_state(after)
-        returns = self._normalize_reward(self.monte_carlo_returns[batch_inds, env_indices].reshape(-1, 1), env)
+        returns = self.monte_carlo_returns[batch_inds, env_indices].reshape(-1, 1)
+        if env is not None and env.norm_reward:
+            # Scaled as rewards are, but not clipped as they are
+            returns = (returns / np.sqrt(env.ret_rms.var + env.epsilon)).astype(np.float32)
         fields = samples._asdict()
         return CalibratedSamples(**fields, monte_carlo_returns=self.to_torch(returns))
 
@@ -95,8 +109,9 @@ class CalQL(GaussianAlgorithm):
     Defaults are the authors' for Adroit: 2 critics of three hidden layers of 512 and an actor of two, actor learning
     rate 1e-4 (critics 3e-4), 10 actions each from the policy at this state, the policy at the next state and the
     uniform distribution, regulariser's weight 1, best of 10 next actions in the target, no entropy there, target
-    entropy 0, half of each batch from demonstrations online, 20,000 offline steps. Their rewards are ``10 r + 5`` of -1
-    and 0; the rewards here are the environment's.
+    entropy ``-d`` (theirs is 0 by name, which their code replaces), half of each batch from demonstrations online,
+    20,000 offline steps. Their rewards are ``10 r + 5`` of -1 and 0; the rewards here are the environment's. With n-step
+    returns "the next state" of the regulariser is the one n steps on.
 
     :param policy: ``"MlpPolicy"`` (or SB3's aliases)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -122,7 +137,7 @@ class CalQL(GaussianAlgorithm):
         cql_n_actions: int = 10,
         actor_learning_rate: float = 1e-4,
         learning_starts: int = 0,
-        target_entropy: str | float = 0.0,
+        target_entropy: str | float = "auto",
         replay_buffer_kwargs: dict[str, Any] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,

@@ -106,7 +106,8 @@ class DPPO(CloningAlgorithm, AtomicSave, OnPolicyAlgorithm):
     :param normalize_advantage: Whether to normalise advantages in each minibatch. Published: yes
     :param reward_scaling: Whether to divide rewards by the running standard deviation of returns, see
         :class:`RewardScaler`. Published: yes
-    :param critic_warmup_rollouts: Roll-outs that only the critic learns from. Published: 2
+    :param critic_warmup_rollouts: Roll-outs that only the critic learns from. Published: 1 (their 2 count the first
+        iteration, which evaluates only)
     :param max_grad_norm: Largest norm of the actor's gradient. Published: no limit
     :param target_kl: Stop learning from a roll-out once the approximate KL divergence is above it. Published: 1
     :param demonstrations: What ``pretrain()`` clones unless it is given others: anything that
@@ -156,7 +157,7 @@ class DPPO(CloningAlgorithm, AtomicSave, OnPolicyAlgorithm):
         min_logprob_std: float = 0.1,
         normalize_advantage: bool = True,
         reward_scaling: bool = True,
-        critic_warmup_rollouts: int = 2,
+        critic_warmup_rollouts: int = 1,
         max_grad_norm: float | None = None,
         target_kl: float | None = 1.0,
         demonstrations: Any = None,

@@ -313,8 +313,5 @@ class IBRL(CloningAlgorithm, GaussianAlgorithm):
         self.actor.optimizer.zero_grad()
         loss.backward()
         self.actor.optimizer.step()
-        return {"actor_loss": loss.detach()}
-
-    def _track_targets(self) -> None:
-        super()._track_targets()
         track(self.actor, self.policy.actor_target, self.tau)
+        return {"actor_loss": loss.detach()}
