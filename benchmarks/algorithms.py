@@ -1,7 +1,8 @@
 """
 The algorithms that fine-tune from demonstrations, each with matched and with published settings.
 
-*Matched*: the critic, multi-step returns, batches, share of demonstrations and number of updates that SWFP has.
+*Matched*: the critic, the actor's size, multi-step returns, batches, share of demonstrations and number of updates that
+SWFP has; Cal-QL's critics are fewer (below).
 *Published* (``<name>-published``): the authors' own, which are the classes' defaults.
 """
 
@@ -81,12 +82,18 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "swfp_kl": Algorithm("sb3_swfp.baselines.swfp_kl.SWFPKL", "FlowPolicy", _FLOW, _CLONING),
     "rlpd": Algorithm("sb3_swfp.baselines.rlpd.RLPD", "MlpPolicy", {**_GAUSSIAN, "learning_starts": 1_000}),
     "rlpd-published": Algorithm("sb3_swfp.baselines.rlpd.RLPD", "MlpPolicy"),
-    # Its regulariser makes it slow: hence two critics, as published, and four actions of each kind instead of ten
+    # Its regulariser makes it slow: hence two critics, as published, and four actions of each kind instead of ten. Its
+    # actor has no clone to start from, only the offline phase, so it learns at the others' rate in it
     "calql": Algorithm(
         "sb3_swfp.baselines.calql.CalQL",
         "MlpPolicy",
-        {**_GAUSSIAN, "policy_kwargs": {**_CRITIC, "n_critics": 2}, "cql_n_actions": 4},
-        dict(gradient_steps=5_000),
+        {
+            **_GAUSSIAN,
+            "policy_kwargs": {**_CRITIC, "n_critics": 2},
+            "cql_n_actions": 4,
+            "actor_learning_rate": 3e-4,
+        },
+        dict(gradient_steps=10_000),
     ),
     "calql-published": Algorithm("sb3_swfp.baselines.calql.CalQL", "MlpPolicy", {}, dict(gradient_steps=20_000)),
     "ibrl": Algorithm(
@@ -96,6 +103,8 @@ ALGORITHMS: Mapping[str, Algorithm] = {
             **_GAUSSIAN,
             "learning_starts": 2_000,
             "learning_rate": 3e-4,
+            # Dropout takes half of its actor away: twice the width for the same
+            "policy_kwargs": {**_CRITIC, "net_arch": {"pi": [512, 512], "qf": [256, 256]}},
             "tau": 0.005,
             "train_freq": 1,
             "replay_buffer_class": "DemonstrationReplayBuffer",

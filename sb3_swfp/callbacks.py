@@ -279,12 +279,14 @@ class PretrainCallback(BaseCallback):
         self.n_demonstrations = n_demonstrations
         self.pretrain_kwargs = {"gradient_steps": gradient_steps, "progress_bar": progress_bar} | pretrain_kwargs
 
-    def check(self, algorithm: type) -> None:
+    def check(self, algorithm: type, model: Any = None) -> None:
         """
         Find out now, before anything is run, what would fail when learning starts.
 
         :param algorithm: The algorithm's class
-        :raises ValueError: if it has no ``pretrain()``, or that has no such arguments, or these aren't demonstrations
+        :param model: A model of it, to see whether it brings demonstrations of its own
+        :raises ValueError: if it has no ``pretrain()``, or that has no such arguments, or these aren't demonstrations,
+            or there are none at all
         :raises FileNotFoundError: if the demonstrations aren't there
         """
         name = algorithm.__name__
@@ -295,6 +297,14 @@ class PretrainCallback(BaseCallback):
         if unknown:
             raise ValueError(f"{name}.pretrain() has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}")
         self._load_demonstrations()
+        if model is None or self.demonstrations is not None or getattr(model, "is_pretrained", False):
+            return
+        owners = (model, getattr(model, "replay_buffer", None))
+        if all(getattr(owner, "demonstrations", None) is None for owner in owners):
+            raise ValueError(
+                "PretrainCallback has nothing to clone: give it demonstrations, or the algorithm "
+                + ("demonstrations" if not hasattr(model, "replay_buffer") else "replay_buffer_kwargs that have them")
+            )
 
     def _load_demonstrations(self) -> None:
         if self.demonstrations is not None:
@@ -305,7 +315,7 @@ class PretrainCallback(BaseCallback):
         model: Any = self.model
         if getattr(model, "is_pretrained", False):
             return
-        self.check(type(model))
+        self.check(type(model), model)
         # Cloning logs to a run of its own; the one that learn() has opened goes on afterwards
         logger = model.logger
         try:

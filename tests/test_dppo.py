@@ -22,7 +22,7 @@ from sb3_swfp.baselines.chains import (
 )
 from sb3_swfp.baselines.dppo import DPPO
 from sb3_swfp.baselines.dppo_policy import FlowValuePolicy
-from sb3_swfp.callbacks import PretrainCallback
+from sb3_swfp.callbacks import PretrainCallback, SuccessEvalCallback
 
 
 def tiny_dppo(env: Any = "Pendulum-v1", policy: Any = "FlowPolicy", **kwargs: Any) -> DPPO:
@@ -117,6 +117,21 @@ def test_the_critic_learns_first() -> None:
     assert same(weights(model.actor), actor) and not same(weights(model.critic), critic)
     model.learn(20, reset_num_timesteps=False)
     assert not same(weights(model.actor), actor)
+
+
+def test_evaluated_once_it_has_learned_from_a_roll_out() -> None:
+    """SB3 calls back while it collects; the point at the end of a roll-out belongs to the policy that learned from it."""
+    seen = []
+
+    class Noted(SuccessEvalCallback):
+        def evaluate(self) -> Any:
+            seen.append((self.num_timesteps, weights(self.model.policy)))
+            return super().evaluate()
+
+    model = tiny_dppo(Mirror(length=4), critic_warmup_rollouts=0)
+    model.learn(60, callback=Noted(lambda: Mirror(length=4), eval_freq=20, n_eval_episodes=1, verbose=0))
+    assert [steps for steps, _ in seen] == [0, 20, 40, 60]
+    assert same(seen[-1][1], weights(model.policy)) and not same(seen[-1][1], seen[-2][1])
 
 
 def test_target_kl_ends_a_roll_outs_use() -> None:

@@ -278,6 +278,8 @@ def test_a_model_acts_where_its_demonstrations_are_not(
     actions = [each.predict(seen, deterministic=True)[0] for each in (model, loaded)]
     np.testing.assert_array_equal(*actions)
     assert isinstance(loaded.replay_buffer, DemonstrationReplayBuffer)
+    with pytest.raises(FileNotFoundError, match="to go on without any"):
+        loaded.learn(5)
     loaded.replay_buffer.set_demonstrations(demonstrations)
     loaded.learn(30)
     assert loaded.replay_buffer.last_demonstration_share == 0.5

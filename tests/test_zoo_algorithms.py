@@ -10,14 +10,15 @@ import gymnasium as gym
 import pytest
 import tiny
 import yaml
+from stable_baselines3 import HerReplayBuffer
 
 pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
 
-from sb3_swfp import SWFP  # noqa: E402
+from sb3_swfp import SWFP, DemonstrationReplayBuffer  # noqa: E402
 from sb3_swfp.baselines import RLPD, CalQL, CloneSAC  # noqa: E402
 from sb3_swfp.callbacks import PretrainCallback  # noqa: E402
 from sb3_swfp.zoo import register  # noqa: E402
-from sb3_swfp.zoo.manager import hyperparameter_names  # noqa: E402
+from sb3_swfp.zoo.manager import _keep_the_files_buffer, hyperparameter_names  # noqa: E402
 from sb3_swfp.zoo.registration import ALGORITHMS, algorithm_class  # noqa: E402
 
 OFF_POLICY = {
@@ -157,6 +158,62 @@ def test_files_of_other_algorithms_are_refused(algorithm: str, zoo: Any) -> None
     for name in ("sac.zip", "other.zip", "truncated.zip", "empty.zip"):
         with pytest.raises(SystemExit, match=f"^{algorithm}: cannot continue from {name}: [^\n]*\n[^\n]*$"):
             zoo("train", algorithm, "-i", name, "-n", "8", "--eval-freq", "-1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-params", "replay_buffer_class:'DemonstrationBuffer'"], "name 'DemonstrationBuffer' is not defined"),
+        (["-params", "replay_buffer_kwargs:'dict('"], "was never closed"),
+        (["-params", "callback:'sb3_swfp.callbacks.PretrainCalback'"], "PretrainCalback"),
+        (["-params", "callback:'sb3_swfp.callbacks.PretrainCallback'"], "nothing to clone"),
+        (["-params", "callback:'sb3_swfp.callbacks.PretrainCallback'", "-optimize", "--n-trials", "1"], "nothing to clone"),
+        (
+            ["-params", "replay_buffer_class:'DemonstrationReplayBuffer'"]
+            + ["replay_buffer_kwargs:dict(demonstrations='nowhere.npz')", "-optimize", "--n-trials", "1"],
+            "nowhere.npz",
+        ),
+        (["-conf", "broken.yml"], "broken.yml"),
+        (["-i", "clone.zip"], "demonstrations it was trained with are missing: .*gone.npz"),
+        (["-i", "damaged/model.zip"], "cannot continue from damaged/model.zip: UnpicklingError"),
+        (["-i", "damaged/model.zip", "-params", "normalize:True"], "statistics that have seen no data"),
+    ],
+    ids=str,
+)
+def test_more_bad_input(arguments: list[str], message: str, zoo: Any) -> None:
+    write_demonstrations()
+    Path("broken.yml").write_text("Pendulum-v1: {policy: FlowPolicy,\n  gamma: [")
+    Path("damaged").mkdir()
+    model = tiny.tiny_model("Pendulum-v1")
+    model.pretrain("demos.npz", gradient_steps=2)
+    model.save("damaged/model.zip")
+    Path("damaged/replay_buffer.pkl").write_bytes(b"not a pickle")
+    Path("demos.npz").rename("gone.npz")
+    with_gone = tiny.tiny_model("Pendulum-v1", **tiny.with_demonstrations("gone.npz"))
+    with_gone.save("clone.zip")
+    Path("gone.npz").unlink()
+    with pytest.raises(SystemExit, match=f"^swfp: [^\n]*{message}[^\n]*\n[^\n]*$"):
+        zoo("train", "swfp", *arguments, "-n", "8", "--eval-freq", "-1")
+
+
+def test_a_file_keeps_its_demonstrations_beside_an_entry_with_another_buffer(zoo: Any) -> None:
+    """The Fetch entries ask for hindsight; the file has demonstrations, and a plain buffer."""
+    data = {
+        "replay_buffer_class": DemonstrationReplayBuffer,
+        "replay_buffer_kwargs": {"demonstrations": "demos.npz", "demonstration_share": 0.25},
+    }
+    hyperparams: dict[str, Any] = {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": {"n_sampled_goal": 2}}
+    _keep_the_files_buffer(hyperparams, data)
+    assert hyperparams["replay_buffer_class"] is DemonstrationReplayBuffer
+    assert hyperparams["replay_buffer_kwargs"] == {
+        "demonstrations": "demos.npz",
+        "demonstration_share": 0.25,
+        "online_buffer_class": HerReplayBuffer,
+        "n_sampled_goal": 2,
+    }
+    other: dict[str, Any] = {}
+    _keep_the_files_buffer(other, data)
+    assert other == {}
 
 
 def test_noise_is_for_algorithms_that_have_it(zoo: Any) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,16 +116,48 @@ def test_the_zoo_s_commands(install: Install) -> None:
     assert "Mean reward" in install.run("-m", "rl_zoo3.enjoy", *of_the_run, "-n", "200", "--no-render")
     install.run("-m", "rl_zoo3.record_video", *of_the_run, "-n", "20")
     assert list(install.work.glob("logs/swfp/Pendulum-v1_1/videos/*.mp4"))
-    # Continue from the saved model; the console script does the same
+    # Continue from the saved model; the console script, here from the tests' own environment, does the same
     resume = ("-i", "logs/swfp/Pendulum-v1_1/Pendulum-v1.zip", "-n", "120", "--eval-freq", "-1")
     assert "Loading pretrained agent" in install.run(*TRAIN, *resume)
-    script = "import sys; from rl_zoo3.cli import main; sys.argv[0] = 'rl_zoo3'; main()"
-    install.run("-c", script, "train", *TRAIN[2:], "-n", "120", "--eval-freq", "-1")
+    console = Path(sysconfig.get_path("scripts")) / "rl_zoo3"
+    install.run(str(console), "train", *TRAIN[2:], "-n", "120", "--eval-freq", "-1")
+    study = ("--storage", "sqlite:///study.db", "--study-name", "swfp", "-n", "110", "--eval-episodes", "1")
+    tuned = install.run(
+        *TRAIN, *study, "-optimize", "--n-trials", "2", "--n-jobs", "2", "--sampler", "tpe", "--pruner", "median",
+        "--n-evaluations", "1", "--no-optim-plots",
+    )  # fmt: skip
+    assert "Best trial:" in tuned
+    assert "Loading from Optuna study" in install.run(*TRAIN, *study, "--trial-id", "1", "--eval-freq", "-1")
     install.run("-m", "rl_zoo3.plots.plot_train", "-a", "swfp", "-e", "Pendulum-v1", "-f", "logs/")
     table = install.run(
         "-m", "rl_zoo3.plots.all_plots", "-a", "swfp", "-e", "Pendulum-v1", "-f", "logs/", "--no-display", "-o", "all"
     )
     assert "SWFP" in table.upper()
+
+
+def test_fine_tuning_a_clone(install: Install) -> None:
+    pytest.importorskip("gymnasium_robotics")
+    script = """
+import gymnasium as gym, gymnasium_robotics, numpy as np
+from sb3_swfp import SWFP, DemonstrationReplayBuffer, Demonstrations, Episode
+gym.register_envs(gymnasium_robotics)
+env = gym.make("AdroitHandDoorSparse-v1", max_episode_steps=10)
+observations, actions = [env.reset(seed=0)[0]], []
+for _ in range(10):
+    actions.append(env.action_space.sample())
+    observations.append(env.step(actions[-1])[0])
+no, last = np.zeros(10, bool), np.arange(10) == 9
+episode = Episode(np.array(observations), np.array(actions), np.zeros(10), no, last)
+Demonstrations([episode] * 2).save("demos.npz")
+buffer = dict(replay_buffer_class=DemonstrationReplayBuffer, replay_buffer_kwargs=dict(demonstrations="demos.npz"))
+model = SWFP("FlowPolicy", env, policy_kwargs=dict(n_critics=5), buffer_size=100, **buffer)
+model.pretrain(gradient_steps=3)
+model.save("clone.zip")
+"""
+    install.run("-c", script)
+    of_the_door = ("--algo", "swfp", "--env", "AdroitHandDoorSparse-v1", "--gym-packages", "gymnasium_robotics")
+    output = install.run("-m", "rl_zoo3.train", *of_the_door, "-i", "clone.zip", "-n", "250", "--eval-freq", "-1")
+    assert "Loading pretrained agent" in output and "Saving to" in output
 
 
 def test_all_algorithms_of_the_package(install: Install) -> None:

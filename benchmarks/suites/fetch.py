@@ -45,6 +45,8 @@ TASKS: Mapping[str, Task] = {
         steps=10_000,
         eval_freq=2_000,
         arguments=_ARGUMENTS,
+        # Roll-outs as long as it is from one evaluation to the next, and the discount that all have here
+        of_algorithm={"dppo": dict(gamma=0.98, n_steps=2_000, batch_size=200)},
         prepare="benchmarks.suites.fetch.prepare",
     )
 }

@@ -5,21 +5,40 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import pickle
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
 from gymnasium import spaces
 from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
 import sb3_swfp
 from sb3_swfp.callbacks import PretrainCallback
 from sb3_swfp.demonstrations import DemonstrationReplayBuffer
 from sb3_swfp.zoo.registration import ALGORITHMS, algorithm_class, config_path
 
-#: What bad input raises: shown as one line instead of a traceback, unless ``--verbose 2`` asks for it
-_INPUT_ERRORS = (AssertionError, ImportError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile)
+#: What bad input raises: shown as one line instead of a traceback, unless ``--verbose 2`` asks for it. The Zoo evaluates
+#: parts of an entry as Python, so names and syntax may be wrong in it
+_INPUT_ERRORS = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    KeyError,
+    NameError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    yaml.YAMLError,
+    zipfile.BadZipFile,
+)
 #: Keys of a YAML entry that the Zoo turns into an algorithm's argument ``action_noise``
 _MADE_INTO_NOISE = {"noise_type", "noise_std"}
 #: A study knows what it sampled of ``replay_buffer_kwargs``, the YAML entry the rest
@@ -81,7 +100,10 @@ def _default_config(original: Callable[..., None]) -> Callable[..., None]:
 
 def _keep_sampled_buffer_kwargs_apart(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_trial(self: Any, *args: Any, **kwargs: Any) -> Any:
-        params = original(self, *args, **kwargs)
+        try:
+            params = original(self, *args, **kwargs)
+        except IndexError as error:
+            raise ValueError(f"the study {self.study_name!r} has no trial {self.trial_id}") from error
         if self.algo in ALGORITHMS and "replay_buffer_kwargs" in params:
             # Under their own name they would replace the YAML entry's, and the demonstrations with them
             params[_SAMPLED_BUFFER_KWARGS] = params.pop("replay_buffer_kwargs")
@@ -135,14 +157,51 @@ def _check_agent(original: Callable[..., Any]) -> Callable[..., Any]:
                 name = getattr(held, "__name__", "nothing that SB3 saved")
                 names = " or ".join(sorted({policy.__name__ for policy in needed}))
                 raise ValueError(f"it holds {name}, {algorithm.__name__} needs {names}")
-            if "replay_buffer_kwargs" in hyperparams and data.get("replay_buffer_class") is not None:
-                # load() would forget the file's, which hold the demonstrations and Cal-QL's kind of buffer
-                if hyperparams.get("replay_buffer_class") in (None, data["replay_buffer_class"]):
-                    buffer_kwargs = data.get("replay_buffer_kwargs", {}) | hyperparams["replay_buffer_kwargs"]
-                    hyperparams["replay_buffer_kwargs"] = buffer_kwargs
-        return original(self, hyperparams, env)
+            _keep_the_files_buffer(hyperparams, data)
+            if data.get("is_pretrained"):
+                _check_statistics(unwrap_vec_normalize(env), self)
+        model = original(self, hyperparams, env)
+        if getattr(model, "_missing_demonstrations", None) is not None and model.replay_buffer.demonstrations is None:
+            raise FileNotFoundError(f"the demonstrations it was trained with are missing: {model._missing_demonstrations}")
+        return model
 
     return _load_pretrained_agent
+
+
+def _keep_the_files_buffer(hyperparams: dict[str, Any], data: dict[str, Any]) -> None:
+    """``load()`` would forget the file's, which hold the demonstrations, where the YAML entry has its own."""
+    held = data.get("replay_buffer_class")
+    if held is None:
+        return
+    wanted, buffer_kwargs = hyperparams.get("replay_buffer_class"), hyperparams.get("replay_buffer_kwargs")
+    kept = dict(data.get("replay_buffer_kwargs") or {})
+    if issubclass(held, DemonstrationReplayBuffer) and not issubclass(wanted or held, DemonstrationReplayBuffer):
+        # What the entry wants becomes the part for online data
+        hyperparams["replay_buffer_class"] = held
+        hyperparams["replay_buffer_kwargs"] = kept | {"online_buffer_class": wanted} | (buffer_kwargs or {})
+    elif buffer_kwargs is not None and wanted in (None, held):
+        hyperparams["replay_buffer_kwargs"] = kept | buffer_kwargs
+
+
+def _check_statistics(normalize: VecNormalize | None, manager: Any) -> None:
+    if normalize is None or not normalize.norm_obs:
+        return
+    statistics = normalize.obs_rms if isinstance(normalize.obs_rms, dict) else {"": normalize.obs_rms}
+    if any(running.count < normalize.num_envs + 1.0 for running in statistics.values()):
+        place = Path(manager.trained_agent).parent / manager.env_name / "vecnormalize.pkl"
+        raise ValueError(
+            f"it was pretrained, and would now see observations normalised by statistics that have seen no data: save "
+            f"those it was pretrained with as {place} (VecNormalize.save), or train with -params normalize:False"
+        )
+
+
+def _example_of_a_study(manager: Any) -> Any:
+    """A model with the hyperparameters that all trials of a study share."""
+    env = manager.create_envs(1, no_log=True)
+    try:
+        return algorithm_class(manager.algo)(env=env, device=manager.device, **manager._hyperparams)  # type: ignore[call-arg]
+    finally:
+        env.close()
 
 
 def _explain_errors(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,10 +210,11 @@ def _explain_errors(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self)
         try:
             result = original(self)
-            # What would fail at the first step fails here, where the user is still looking
+            # What would fail at the first step, or in every trial of a study, fails here, where the user is still looking
+            model = _example_of_a_study(self) if result is None else result[0]
             for callback in self.callbacks:
                 if isinstance(callback, PretrainCallback):
-                    callback.check(algorithm_class(self.algo))
+                    callback.check(algorithm_class(self.algo), model)
             return result
         except _INPUT_ERRORS as error:
             if self.verbose >= 2:

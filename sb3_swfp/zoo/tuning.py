@@ -140,6 +140,8 @@ def _convert(sampled: Params) -> Params:
     if "initial_temperature" in params:
         temperature = f"auto_{params.pop('initial_temperature'):.6g}"
         converted["ent_coef"] = temperature if params.pop("with_entropy", True) else 0.0
+    if "gradient_steps" in params:
+        converted["train_freq"] = 1  # what was sampled is the number of updates a step, whatever the entry's train_freq
     buffer_kwargs = {name: params.pop(name) for name in _OF_THE_BUFFER if name in params}
     if buffer_kwargs:
         converted["replay_buffer_kwargs"] = buffer_kwargs
