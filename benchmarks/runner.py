@@ -139,7 +139,7 @@ def _is_finished(cell: Cell, root: Path, steps: int) -> bool:
 
 
 def _claim(folder: Path) -> IO[str] | None:
-    """The lock of a cell's folder, which ends with this process; ``None`` while another runner has it, or has used it."""
+    """A cell's lock, which ends with this process; ``None`` while another runner has it, or if it has used it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = (folder.parent / f".{folder.name}.lock").open("w")
     try:

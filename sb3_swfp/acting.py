@@ -125,6 +125,8 @@ def act(policy: FlowActorCriticPolicy, observation: PyTorchObs, deterministic: b
     m = policy.n_candidates if bool(policy.critic_is_ripe) else 1
     if deterministic:
         noise = th.from_numpy(state_noise(features.detach().cpu().numpy(), m, cascade.action_dim)).to(features)
+    elif m == 1 and policy.exploration_noise is not None:
+        noise = policy.exploration_noise().to(features)
     else:
         noise = th.randn(n * m, cascade.action_dim, device=features.device)
     actions = bound_action(cascade.integrate(features, noise).particles[-1])
@@ -173,6 +175,8 @@ class NumpyActing:
         with np.errstate(all="ignore"):
             if deterministic:
                 noise = state_noise(state, m, self._action_dim)
+            elif m == 1 and policy.exploration_noise is not None:
+                noise = policy.exploration_noise().numpy()
             else:
                 noise = th.randn(n * m, self._action_dim).numpy()
             actions = _bound(self._flow(state, noise))

@@ -39,7 +39,7 @@ class SuccessEvalCallback(BaseCallback):
 
     Unlike SB3's ``EvalCallback`` it counts environment steps (not calls, which several environments make fewer of),
     evaluates before the first step too, so that the curve starts at the clone, and chooses the episodes' seeds. An
-    on-policy algorithm, which learns between roll-outs, is evaluated once it has learned from the roll-out that was due.
+    on-policy algorithm learns between roll-outs: it is evaluated once it has learned from the one that was due.
 
     :param env: environment id, factory, environment, or list of environments (see ``evaluate_success``). Those made
         here are made at the first evaluation and closed when training ends.

@@ -30,6 +30,8 @@ def check_arguments(**arguments: Any) -> None:
             raise ValueError(f"critic_warmup must not be negative, got {value}")
         if name in ("gamma", "tau") and not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} must lie in [0, 1], got {value}")
+        if name == "noise_correlation" and not 0.0 <= value < 1.0:
+            raise ValueError(f"noise_correlation must lie in [0, 1), got {value}")
 
 
 def check_finite(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
 
@@ -18,6 +17,7 @@ from sb3_swfp.cloning import CloningAlgorithm
 from sb3_swfp.critics import SoftQEnsemble
 from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.losses import td_loss, td_target
+from sb3_swfp.noise import CorrelatedNoise
 from sb3_swfp.policies import FlowActor, FlowActorCriticPolicy, bound_action, cascade_log_prob, track
 from sb3_swfp.pretraining import (
     PretrainResult,
@@ -40,7 +40,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     A flow policy with a soft-Q ensemble: cloning, critic updates, and acting on the critic's picks once it is ripe.
 
     How the flow is improved is the subclass's: it writes ``_train_actor``, and sets ``critic_warmup``,
-    ``policy_delay``, ``target_candidates`` and ``target_update_interval``.
+    ``policy_delay``, ``target_candidates``, ``target_update_interval`` and ``noise_correlation``.
     """
 
     policy: FlowActorCriticPolicy
@@ -53,12 +53,15 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     target_candidates: int
     policy_delay: int
     target_update_interval: int
+    noise_correlation: float
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.clone_spread = 0.0
         self.ripeness = CriticRipeness()
-        self._trial = CriticTrial(1)  # as many as there are environments, once learning starts
+        # For as many environments as there are, once learning starts
+        self._trial = CriticTrial(1)
+        self._noise: CorrelatedNoise | None = None
 
     def _setup_model(self) -> None:
         if not issubclass(self.policy_class, FlowActorCriticPolicy):
@@ -227,6 +230,15 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
+        self.policy.exploration_noise = self._noise
+        try:
+            return self._explore(learning_starts, action_noise, n_envs)
+        finally:
+            self.policy.exploration_noise = None
+
+    def _explore(
+        self, learning_starts: int, action_noise: ActionNoise | None, n_envs: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         if not self.is_pretrained:
             with self._as_if_ripe(bool(self.policy.critic_is_ripe) and not self._flow_explores_alone()):
                 return super()._sample_action(learning_starts, action_noise, n_envs)
@@ -257,6 +269,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         return self.is_pretrained and not self.policy.critic_is_ripe and self.ripeness.settled(self.critic_warmup)
 
     def _after_transition(self, rewards: np.ndarray, dones: np.ndarray) -> None:
+        if self._noise is not None:
+            self._noise.end_episodes(dones)
         if self.is_pretrained and not self.policy.critic_is_ripe:
             on_trial = self._critic_on_trial()
             for episode_return, picked in self._trial.step(rewards, dones, on_trial):
@@ -270,10 +284,12 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         super()._restart_episodes()
         # What the episodes that were open have returned so far must not count for those that begin now
         self._trial = CriticTrial(self.n_envs)
+        if self.noise_correlation > 0.0:
+            self._noise = CorrelatedNoise(self.noise_correlation, self.n_envs, self.action_dim)
 
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "actor_reference", "actor_average", "critic", "critic_target"]
-        return [*super()._excluded_save_params(), *aliases]
+        return [*super()._excluded_save_params(), *aliases, "_noise"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -151,6 +152,9 @@ class FlowActorCriticPolicy(BasePolicy):
     critic_target: SoftQEnsemble
     critic_is_ripe: th.Tensor
     temperature: th.Tensor
+    #: Source of the noise of actions that are not deterministic and not picked, ``() -> [n_envs, action_dim]``, in place
+    #: of fresh noise: set while an algorithm explores
+    exploration_noise: Callable[[], th.Tensor] | None = None
 
     def __init__(
         self,

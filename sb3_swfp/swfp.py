@@ -77,6 +77,8 @@ class SWFP(FlowAlgorithm):
         blocks follow its gradient after twice as many steps at the earliest
     :param target_candidates: Actions per next state of which the critic picks one in its target, as when acting, once
         it is ripe (EMaQ's N, arXiv 2007.11091); at most ``n_candidates``. 1 values the flow without the picks
+    :param noise_correlation: Correlation of the flow's noise from one step to the next while one particle explores
+        (:class:`~sb3_swfp.noise.CorrelatedNoise`), in [0, 1). Tasks that white noise can't solve need 0.8 and more
     :param stats_window_size: Window size for the rollout logging
     :param tensorboard_log: Folder for TensorBoard logs, none by default
     :param policy_kwargs: Arguments of the policy: ``n_blocks``, ``block_net_arch``, ``n_critics``, ``n_candidates`` ...
@@ -123,6 +125,7 @@ class SWFP(FlowAlgorithm):
         policy_delay: int = 2,
         critic_warmup: int = 2000,
         target_candidates: int = 1,
+        noise_correlation: float = 0.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -139,6 +142,7 @@ class SWFP(FlowAlgorithm):
             buffer_size=buffer_size,
             critic_warmup=critic_warmup,
             target_candidates=target_candidates,
+            noise_correlation=noise_correlation,
             gamma=gamma,
             tau=tau,
         )
@@ -174,7 +178,7 @@ class SWFP(FlowAlgorithm):
         self.jko_step_size, self.jko_epoch = jko_step_size, jko_epoch
         self.block_training, self.w2 = block_training, w2
         self.policy_delay, self.critic_warmup = policy_delay, critic_warmup
-        self.target_candidates = target_candidates
+        self.target_candidates, self.noise_correlation = target_candidates, noise_correlation
         self._step_size: JKOStepSize | None = None
         self._step_size_spec: float | str | None = None
         self._demonstrations_required = _init_setup_model

@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
 
-from benchmarks import runner  # noqa: E402
 from benchmarks import __main__ as command_line  # noqa: E402
+from benchmarks import runner  # noqa: E402
 from benchmarks.__main__ import main, seed_range  # noqa: E402
 from benchmarks.cells import Cell, Result  # noqa: E402
 from benchmarks.report import report  # noqa: E402

@@ -120,7 +120,7 @@ def test_the_critic_learns_first() -> None:
 
 
 def test_evaluated_once_it_has_learned_from_a_roll_out() -> None:
-    """SB3 calls back while it collects; the point at the end of a roll-out belongs to the policy that learned from it."""
+    """SB3 calls back while it collects; a point at a roll-out's end belongs to the policy that learned from it."""
     seen = []
 
     class Noted(SuccessEvalCallback):

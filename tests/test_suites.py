@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
 
-from benchmarks import digest  # noqa: E402
+from benchmarks import digest, toy_runs  # noqa: E402
 from benchmarks.algorithms import ALGORITHMS, merge, named  # noqa: E402
 from benchmarks.cells import Cell, versions  # noqa: E402
 from benchmarks.digest import code_digest  # noqa: E402
@@ -47,6 +47,15 @@ def test_variants_differ_in_what_they_are_named_after() -> None:
     assert arguments["swfp-10-blocks"] == merge(arguments["swfp"], {"policy_kwargs": {"n_blocks": 10}})
     assert arguments["swfp"]["gradient_steps"] == 2  # the task's own
     assert SUITES["order"].settings(Cell("order", "door", "swfp-sequential", 0))["arguments"]["block_training"]
+
+
+def test_a_shifting_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy_runs, "CLONE_STEPS", 5)
+    suite, cell = SUITES["shifting"], Cell("shifting", "bandit", "swfp", 0)
+    details = suite.run(cell, suite.settings(cell), 80, tmp_path)
+    curve = suite.curve(tmp_path)
+    assert [step for step, _ in curve] == list(range(0, 81, 2)) and all(-1.0 < score < 0.0 for _, score in curve)
+    assert [-score for _, score in curve] == details["flow_regret"]
 
 
 @pytest.mark.parametrize("algo", ["swfp", "rlpd", "dppo"])

@@ -167,7 +167,10 @@ def test_files_of_other_algorithms_are_refused(algorithm: str, zoo: Any) -> None
         (["-params", "replay_buffer_kwargs:'dict('"], "was never closed"),
         (["-params", "callback:'sb3_swfp.callbacks.PretrainCalback'"], "PretrainCalback"),
         (["-params", "callback:'sb3_swfp.callbacks.PretrainCallback'"], "nothing to clone"),
-        (["-params", "callback:'sb3_swfp.callbacks.PretrainCallback'", "-optimize", "--n-trials", "1"], "nothing to clone"),
+        (
+            ["-params", "callback:'sb3_swfp.callbacks.PretrainCallback'", "-optimize", "--n-trials", "1"],
+            "nothing to clone",
+        ),
         (
             ["-params", "replay_buffer_class:'DemonstrationReplayBuffer'"]
             + ["replay_buffer_kwargs:dict(demonstrations='nowhere.npz')", "-optimize", "--n-trials", "1"],
@@ -202,7 +205,10 @@ def test_a_file_keeps_its_demonstrations_beside_an_entry_with_another_buffer(zoo
         "replay_buffer_class": DemonstrationReplayBuffer,
         "replay_buffer_kwargs": {"demonstrations": "demos.npz", "demonstration_share": 0.25},
     }
-    hyperparams: dict[str, Any] = {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": {"n_sampled_goal": 2}}
+    hyperparams: dict[str, Any] = {
+        "replay_buffer_class": HerReplayBuffer,
+        "replay_buffer_kwargs": {"n_sampled_goal": 2},
+    }
     _keep_the_files_buffer(hyperparams, data)
     assert hyperparams["replay_buffer_class"] is DemonstrationReplayBuffer
     assert hyperparams["replay_buffer_kwargs"] == {

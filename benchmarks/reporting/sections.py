@@ -75,7 +75,11 @@ def _completeness(stored: Stored) -> list[str]:
             lines += ["", "Of these, begun without a result (see their log.txt):", *_listed(begun)]
     current = {algo: stored.suite.versions(algo).get("code") for algo in stored.algos()}
     if old := [result.cell for result in stored.all if result.versions.get("code") != current[result.cell.algo]]:
-        lines += ["", "Made by other code than this checkout's, so the next run refuses to mix with them:", *_listed(old)]
+        lines += [
+            "",
+            "Made by other code than this checkout's, so the next run refuses to mix with them:",
+            *_listed(old),
+        ]
     return lines
 
 

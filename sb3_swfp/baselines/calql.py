@@ -110,8 +110,8 @@ class CalQL(GaussianAlgorithm):
     rate 1e-4 (critics 3e-4), 10 actions each from the policy at this state, the policy at the next state and the
     uniform distribution, regulariser's weight 1, best of 10 next actions in the target, no entropy there, target
     entropy ``-d`` (theirs is 0 by name, which their code replaces), half of each batch from demonstrations online,
-    20,000 offline steps. Their rewards are ``10 r + 5`` of -1 and 0; the rewards here are the environment's. With n-step
-    returns "the next state" of the regulariser is the one n steps on.
+    20,000 offline steps. Their rewards are ``10 r + 5`` of -1 and 0; the rewards here are the environment's. With
+    n-step returns "the next state" of the regulariser is the one n steps on.
 
     :param policy: ``"MlpPolicy"`` (or SB3's aliases)
     :param env: The environment to learn from (if registered in Gym, can be str)

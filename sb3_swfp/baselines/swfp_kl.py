@@ -117,6 +117,7 @@ class SWFPKL(FlowAlgorithm):
         policy_delay: int = 2,
         critic_warmup: int = 2000,
         target_candidates: int = 1,
+        noise_correlation: float = 0.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -133,6 +134,7 @@ class SWFPKL(FlowAlgorithm):
             buffer_size=buffer_size,
             critic_warmup=critic_warmup,
             target_candidates=target_candidates,
+            noise_correlation=noise_correlation,
             gamma=gamma,
             tau=tau,
         )
@@ -174,7 +176,7 @@ class SWFPKL(FlowAlgorithm):
         self.target_update_interval = target_update_interval
         self.kl_step, self.kl_particles, self.kl_epoch = kl_step, kl_particles, kl_epoch
         self.policy_delay, self.critic_warmup = policy_delay, critic_warmup
-        self.target_candidates = target_candidates
+        self.target_candidates, self.noise_correlation = target_candidates, noise_correlation
         self._updates_in_epoch = 0
         self._demonstrations_required = _init_setup_model
         if _init_setup_model:

@@ -22,8 +22,8 @@ from sb3_swfp.callbacks import PretrainCallback
 from sb3_swfp.demonstrations import DemonstrationReplayBuffer
 from sb3_swfp.zoo.registration import ALGORITHMS, algorithm_class, config_path
 
-#: What bad input raises: shown as one line instead of a traceback, unless ``--verbose 2`` asks for it. The Zoo evaluates
-#: parts of an entry as Python, so names and syntax may be wrong in it
+#: What bad input raises: shown as one line instead of a traceback, unless ``--verbose 2`` asks for it. The Zoo
+#: evaluates parts of an entry as Python, so names and syntax may be wrong in it
 _INPUT_ERRORS = (
     AssertionError,
     AttributeError,
@@ -162,7 +162,9 @@ def _check_agent(original: Callable[..., Any]) -> Callable[..., Any]:
                 _check_statistics(unwrap_vec_normalize(env), self)
         model = original(self, hyperparams, env)
         if getattr(model, "_missing_demonstrations", None) is not None and model.replay_buffer.demonstrations is None:
-            raise FileNotFoundError(f"the demonstrations it was trained with are missing: {model._missing_demonstrations}")
+            raise FileNotFoundError(
+                f"the demonstrations it was trained with are missing: {model._missing_demonstrations}"
+            )
         return model
 
     return _load_pretrained_agent
@@ -199,7 +201,7 @@ def _example_of_a_study(manager: Any) -> Any:
     """A model with the hyperparameters that all trials of a study share."""
     env = manager.create_envs(1, no_log=True)
     try:
-        return algorithm_class(manager.algo)(env=env, device=manager.device, **manager._hyperparams)  # type: ignore[call-arg]
+        return algorithm_class(manager.algo)(env=env, device=manager.device, **manager._hyperparams)
     finally:
         env.close()
 
@@ -210,7 +212,7 @@ def _explain_errors(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self)
         try:
             result = original(self)
-            # What would fail at the first step, or in every trial of a study, fails here, where the user is still looking
+            # What would fail at the first step, or in every trial of a study, fails where the user is still looking
             model = _example_of_a_study(self) if result is None else result[0]
             for callback in self.callbacks:
                 if isinstance(callback, PretrainCallback):
