@@ -34,7 +34,8 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
     action_space: spaces.Box
     ent_coef: str | float
     target_entropy: str | float
-    log_ent_coef: th.Tensor | None = None
+    log_ent_coef: th.Tensor
+    #: Where the coefficient is learned
     ent_coef_optimizer: th.optim.Adam | None = None
     #: Whether a missing demonstration file is an error: a loaded policy must act on a machine that doesn't have it
     _demonstrations_required = True
@@ -89,21 +90,19 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
         except ValueError as error:
             message = f'ent_coef must be a number, "auto" or "auto_<initial value>", not {self.ent_coef!r}'
             raise ValueError(message) from error
-        if learned:
-            if not 0.0 < initial < float("inf"):
-                raise ValueError(f"The initial value of ent_coef must be greater than 0, got {self.ent_coef!r}")
-            self.log_ent_coef = th.log(th.ones(1, device=self.device) * initial).requires_grad_(True)
-            self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
-        else:
-            if not 0.0 <= initial < float("inf"):
-                raise ValueError(f"ent_coef must not be negative or infinite, got {self.ent_coef}")
-            self.ent_coef_tensor = th.tensor(initial, device=self.device)
+        if learned and not 0.0 < initial < float("inf"):
+            raise ValueError(f"The initial value of ent_coef must be greater than 0, got {self.ent_coef!r}")
+        if not 0.0 <= initial < float("inf"):
+            raise ValueError(f"ent_coef must not be negative or infinite, got {self.ent_coef}")
+        # A fixed coefficient has it too, unused: load() fills in what the file has, whatever it is now to be
+        self.log_ent_coef = th.log(th.ones(1, device=self.device) * initial).requires_grad_(learned)
+        self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1)) if learned else None
 
     def _current_ent_coef(self) -> float:
-        return self.log_ent_coef.exp().item() if self.log_ent_coef is not None else self.ent_coef_tensor.item()
+        return float(self.ent_coef) if self.ent_coef_optimizer is None else self.log_ent_coef.exp().item()
 
     def _train_ent_coef(self, entropy: th.Tensor) -> None:
-        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+        if self.ent_coef_optimizer is not None:
             assert isinstance(self.target_entropy, float)
             loss = (self.log_ent_coef * (entropy - self.target_entropy)).mean()
             self.ent_coef_optimizer.zero_grad()
@@ -227,6 +226,24 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
         with atomic_path(path if path.suffix else path.with_suffix(".pkl")) as temporary:
             super().save_replay_buffer(temporary)
 
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        As SB3's; a file whose entropy coefficient was learned fits a model whose coefficient is fixed, and the reverse,
+        so that ``load(path, ent_coef=...)`` works.
+
+        :param load_path_or_dict: File, or its parameters
+        :param exact_match: Whether all other parameters must be there, and no more
+        :param device: Device to load to
+        """
+        if isinstance(load_path_or_dict, dict):
+            load_path_or_dict = dict(load_path_or_dict)
+            theirs = load_path_or_dict.pop("ent_coef_optimizer", None)
+            if self.ent_coef_optimizer is not None:
+                load_path_or_dict["ent_coef_optimizer"] = theirs or self.ent_coef_optimizer.state_dict()
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         :param path: Path to the pickled replay buffer
@@ -240,9 +257,10 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
                 self.replay_buffer.truncate_last_trajectory()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_demonstrations_required", "_missing_demonstrations"]
+        temperature = ["log_ent_coef", "ent_coef_optimizer"]  # saved as tensors, where they are used
+        return [*super()._excluded_save_params(), *temperature, "_demonstrations_required", "_missing_demonstrations"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         if self.ent_coef_optimizer is not None:
             return ["ent_coef_optimizer"], ["log_ent_coef"]
-        return [], ["ent_coef_tensor"]
+        return [], []

@@ -133,7 +133,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         scale = return_scale(data, self._vec_normalize_env, self.gamma)
         for critic in (self.critic, self.critic_target):
             critic.scale.fill_(scale)
-        if self.ent_coef == "auto" and self.log_ent_coef is not None:
+        if self.ent_coef == "auto":
             self.log_ent_coef.data.fill_(float(np.log(_INITIAL_TEMPERATURE * scale)))
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -290,6 +290,20 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "actor_reference", "actor_average", "critic", "critic_target"]
         return [*super()._excluded_save_params(), *aliases, "_noise"]
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        As :class:`~sb3_swfp.base.DemonstrationAlgorithm` does.
+
+        :param load_path_or_dict: File, or its parameters
+        :param exact_match: Whether all parameters must be there, and no more
+        :param device: Device to load to
+        """
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if self.ent_coef_optimizer is None:
+            self._set_temperature()  # the file's may be that of a learned coefficient
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()

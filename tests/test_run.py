@@ -67,7 +67,7 @@ def test_entropy_coefficient(ent_coef: float | str) -> None:
     logged = assert_trained(model)
     initial = {"auto": 1.0, "auto_0.1": 0.1}.get(str(ent_coef))
     if initial is None:
-        assert logged["ent_coef"] == pytest.approx(ent_coef) and model.log_ent_coef is None
+        assert logged["ent_coef"] == pytest.approx(ent_coef) and model.ent_coef_optimizer is None
     else:
         assert logged["ent_coef"] != initial and logged["ent_coef"] == pytest.approx(initial, rel=0.1)
     assert ("entropy" in logged) == (ent_coef != 0.0)

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny import Mirror, mirror_demonstrations, same, tiny_model, weights, with_demonstrations
 
 from sb3_swfp import SWFP, DemonstrationReplayBuffer, FlowActorCriticPolicy
+from sb3_swfp.baselines import CloneSAC
 
 MODES = pytest.mark.parametrize(
     "arguments",
@@ -130,9 +131,27 @@ def test_fixed_and_learned_entropy_coefficients(tmp_path: pathlib.Path) -> None:
         value = model._current_ent_coef()
         model.save(tmp_path / "model")
         loaded = SWFP.load(tmp_path / "model", env=gym.make("Pendulum-v1"))
-        assert loaded._current_ent_coef() == value and (loaded.log_ent_coef is None) == (ent_coef == 0.03)
+        assert loaded._current_ent_coef() == value and (loaded.ent_coef_optimizer is None) == (ent_coef == 0.03)
         loaded.learn(30, reset_num_timesteps=False)
         assert (loaded._current_ent_coef() == value) == (ent_coef == 0.03)
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [("auto", 0.0), (0.03, "auto_0.5"), (0.03, 0.1)])
+@pytest.mark.parametrize("cls", [SWFP, CloneSAC])
+def test_loaded_with_another_entropy_coefficient(cls: Any, saved: Any, wanted: Any, tmp_path: pathlib.Path) -> None:
+    """A clone is saved with the defaults, and fine-tuned without entropy."""
+    env, policy = gym.make("Pendulum-v1"), next(iter(cls.policy_aliases))
+    small = dict(buffer_size=100, learning_starts=10, batch_size=8, policy_kwargs={"net_arch": [8]})
+    cls(policy, env, ent_coef=saved, **small).learn(40).save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", env=env, ent_coef=wanted)
+    assert loaded._current_ent_coef() == pytest.approx(0.5 if wanted == "auto_0.5" else wanted)
+    if cls is SWFP and wanted != "auto_0.5":
+        assert loaded.policy.temperature.item() == pytest.approx(max(wanted, 1e-8))
+    loaded.learn(30, reset_num_timesteps=False)
+    assert loaded._current_ent_coef() == wanted or wanted == "auto_0.5"
+    loaded.save(tmp_path / "again")
+    again = cls.load(tmp_path / "again", env=env)
+    assert again._current_ent_coef() == loaded._current_ent_coef()
 
 
 def test_saved_attributes_need_no_particular_device(tmp_path: pathlib.Path) -> None:

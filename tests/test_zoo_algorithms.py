@@ -176,7 +176,7 @@ def test_files_of_other_algorithms_are_refused(algorithm: str, zoo: Any) -> None
             + ["replay_buffer_kwargs:dict(demonstrations='nowhere.npz')", "-optimize", "--n-trials", "1"],
             "nowhere.npz",
         ),
-        (["-conf", "broken.yml"], "broken.yml"),
+        (["-conf", "broken.yml"], "ParserError: .*broken.yml"),
         (["-i", "clone.zip"], "demonstrations it was trained with are missing: .*gone.npz"),
         (["-i", "damaged/model.zip"], "cannot continue from damaged/model.zip: UnpicklingError"),
         (["-i", "damaged/model.zip", "-params", "normalize:True"], "statistics that have seen no data"),

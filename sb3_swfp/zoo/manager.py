@@ -221,7 +221,7 @@ def _explain_errors(original: Callable[..., Any]) -> Callable[..., Any]:
         except _INPUT_ERRORS as error:
             if self.verbose >= 2:
                 raise
-            message = f"{type(error).__name__}: {error}"
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
             if self.continue_training:
                 message = f"cannot continue from {self.trained_agent}: {message}"
             raise SystemExit(f"{self.algo}: {message}\n(--verbose 2 shows where it happened)") from error
