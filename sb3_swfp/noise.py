@@ -12,10 +12,10 @@ class CorrelatedNoise:
     """
     The flow's noise ``x_0`` as a stationary process: ``x_0(t + 1) = c x_0(t) + sqrt(1 - c^2) e``, ``e ~ N(0, I)``.
 
-    At every step ``x_0`` is a sample of ``N(0, I)``, so every action is a sample of the policy; but actions that follow
-    one another come from neighbouring noise, as where a person goes on trying one thing for a while. White noise averages
-    out in systems that integrate it (Eberhard et al., "Pink noise is all you need", ICLR 2023, on coloured action noise;
-    here it is a flow's source that is coloured).
+    At every step ``x_0`` is a sample of ``N(0, I)``, so every action is a sample of the policy; but actions that
+    follow one another come from neighbouring noise, as where a person goes on trying one thing for a while. White noise
+    averages out in systems that integrate it (Eberhard et al., "Pink noise is all you need", ICLR 2023, on coloured
+    action noise; here it is a flow's source that is coloured).
 
     :param correlation: ``c``, of one step to the next, in (0, 1); it is forgotten in about ``1 / (1 - c)`` steps
     :param n_envs: Number of environments

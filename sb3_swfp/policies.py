@@ -152,8 +152,8 @@ class FlowActorCriticPolicy(BasePolicy):
     critic_target: SoftQEnsemble
     critic_is_ripe: th.Tensor
     temperature: th.Tensor
-    #: Source of the noise of actions that are not deterministic and not picked, ``() -> [n_envs, action_dim]``, in place
-    #: of fresh noise: set while an algorithm explores
+    #: Source of the noise of actions that are neither deterministic nor picked, ``() -> [n_envs, action_dim]``, in
+    #: place of fresh noise: set while an algorithm explores
     exploration_noise: Callable[[], th.Tensor] | None = None
 
     def __init__(
