@@ -68,6 +68,7 @@ def _sample_flow(trial: optuna.Trial, with_demonstrations: bool) -> Params:
         "block_width": trial.suggest_categorical("block_width", [32, 64, 128]),
         "n_critics": trial.suggest_int("n_critics", 2, 5),
         "n_candidates": trial.suggest_categorical("n_candidates", [1, 4, 8, 16]),
+        "noise_correlation": trial.suggest_categorical("noise_correlation", [0.0, 0.5, 0.9]),
     }
     if with_demonstrations:
         sampled["demonstration_share"] = trial.suggest_float("demonstration_share", 0.1, 0.75)
