@@ -32,7 +32,10 @@ from sb3_swfp.transport import JKOStepSize
 #: What ``jko_step_size="auto"`` means: the W2 movement per JKO epoch that learns from scratch; and, for a clone, the
 #: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
 #: clone with a spread of 0.03 (AdroitHandDoor): docs/experiments.md
-DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.03, 0.015
+DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.1, 0.015
+#: What ``jko_epoch="auto"`` means, from scratch and for a clone. The adjoint is the energy's gradient at the frozen
+#: reference: in long epochs a policy that has far to go follows one that is out of date
+DEFAULT_EPOCH, DEFAULT_EPOCH_OF_CLONE = 10, 50
 
 
 class SWFP(FlowAlgorithm):
@@ -67,8 +70,9 @@ class SWFP(FlowAlgorithm):
     :param target_entropy: Target entropy for ``ent_coef="auto"``; ``"auto"`` is minus the action dimension
     :param jko_step_size: JKO step size ``eta``, or ``"auto_<target>"`` to hold a root-mean-square W2 movement per
         action dimension and JKO epoch, or ``"auto_lin_<target>"`` to decay it linearly over ``learn()``, to a tenth;
-        ``"auto"`` is ``"auto_0.03"`` from scratch and, once pretrained, 1.5 % of the clone's own spread, decaying
-    :param jko_epoch: Block updates per JKO epoch, against one frozen reference
+        ``"auto"`` is ``"auto_0.1"`` from scratch and, once pretrained, 1.5 % of the clone's own spread, decaying
+    :param jko_epoch: Block updates per JKO epoch, against one frozen reference; ``"auto"`` is 10 from scratch and 50
+        once pretrained
     :param block_training: ``"parallel"`` (all blocks at once on stale particles) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (POT)
     :param policy_delay: Critic updates per block update, as in TD3
@@ -119,7 +123,7 @@ class SWFP(FlowAlgorithm):
         target_update_interval: int = 1,
         target_entropy: str | float = "auto",
         jko_step_size: float | str = "auto",
-        jko_epoch: int = 50,
+        jko_epoch: int | str = "auto",
         block_training: str = "parallel",
         w2: str = "paired",
         policy_delay: int = 2,
@@ -194,7 +198,7 @@ class SWFP(FlowAlgorithm):
             self.actor.cascade,
             self.actor_reference.cascade,
             self._step_size,
-            self.jko_epoch,
+            self._epoch_length(),
             self.block_training,
             self.w2,
         )
@@ -214,8 +218,16 @@ class SWFP(FlowAlgorithm):
             return JKOStepSize(f"auto_{DEFAULT_TARGET}")
         return JKOStepSize(f"auto_lin_{DEFAULT_TARGET_OF_SPREAD * self.clone_spread}")
 
+    def _epoch_length(self) -> int:
+        if self.jko_epoch == "auto":
+            return DEFAULT_EPOCH_OF_CLONE if self.is_pretrained else DEFAULT_EPOCH
+        if not isinstance(self.jko_epoch, int):
+            raise ValueError(f'jko_epoch must be a number of block updates or "auto", got {self.jko_epoch!r}')
+        return self.jko_epoch
+
     def _after_cloning(self, data: Demonstrations) -> None:
         super()._after_cloning(data)
+        self.jko.epoch_length = self._epoch_length()
         self._step_size = self.jko.step_size = self._make_step_size()
         self._set_temperature()
 

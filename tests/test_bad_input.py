@@ -55,6 +55,7 @@ def test_unbounded_action_spaces(low: float, high: float) -> None:
         ({"gamma": float("nan")}, "gamma"),
         ({"tau": -0.1}, r"tau must lie in \[0, 1\], got -0.1"),
         ({"jko_epoch": 1}, "jko_epoch must be at least 2"),
+        ({"jko_epoch": "many"}, "jko_epoch must be a number of block updates or \"auto\", got 'many'"),
         ({"jko_step_size": 0.0}, "jko_step_size must be a positive number"),
         ({"jko_step_size": -1.0}, "jko_step_size must be a positive number"),
         ({"jko_step_size": float("nan")}, "jko_step_size must be a positive number"),

@@ -171,7 +171,9 @@ def test_the_bound_holds_and_the_step_size_follows_its_target() -> None:
     epochs = jko_descent(jko, energy_q, features, 0.2, steps=600, lr=1e-3, annealed=False)
     for metrics in epochs:
         assert metrics["w2_paired"] <= metrics["w2_bound"] * (1.0 + 1e-9)
-        assert metrics["w2_exact"] > 0.0 and metrics["staleness"] >= 0.0
+        assert metrics["staleness"] >= 0.0
+    exact = [metrics["w2_exact"] for metrics in epochs if "w2_exact" in metrics]
+    assert "w2_exact" in epochs[0] and len(exact) == len(epochs) // 5 and min(exact) > 0.0
     moved = [metrics["w2_paired"] / 2**0.5 for metrics in epochs]
     assert sum(moved[-20:]) / 20 == pytest.approx(0.02, rel=0.5)
 
