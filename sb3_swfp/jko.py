@@ -27,9 +27,10 @@ from sb3_swfp.transport import (
 
 #: Particles per state when the trust region is not paired: an optimal plan needs several particles of ONE state
 PLAN_PARTICLES = 16
-#: States and particles for the exact W2 that is logged, in the first and every so many-th epoch: its plans cost as much
-#: as half a gradient step
-_EXACT_STATES, _EXACT_PARTICLES, _EXACT_EVERY = 4, 32, 5
+#: States and particles for the exact W2 that is logged
+_EXACT_STATES, _EXACT_PARTICLES = 4, 32
+#: Gradient steps from one measurement of what is only logged to the next: the exact W2 alone costs half a gradient step
+MEASURE_EVERY = 50
 
 QFunction = Callable[[th.Tensor], th.Tensor]
 
@@ -94,7 +95,7 @@ class JKOStep:
         self.cascade, self.reference = cascade, reference
         self.step_size, self.epoch_length = step_size, epoch_length
         self.block_training, self.w2 = block_training, w2
-        self.steps_in_epoch = self.epochs = 0
+        self.steps_in_epoch = self.steps_to_measurement = 0
 
     @property
     def block_step_size(self) -> float:
@@ -221,7 +222,8 @@ class JKOStep:
     @th.no_grad()
     def finish_epoch(self, features: th.Tensor, features_reference: th.Tensor) -> dict[str, float]:
         """
-        Measure what the epoch moved, adapt the step size, and make the trained cascade the new reference.
+        Measure what the epoch moved and adapt the step size; in the first epoch, and then in one of every
+        ``MEASURE_EVERY`` gradient steps, also the triangle bound and what goes into it.
 
         :param features: The trained actor's state features, ``[B, features_dim]``
         :param features_reference: The reference's, of the same shape
@@ -230,24 +232,30 @@ class JKOStep:
         noise = th.randn(len(features), self.cascade.action_dim, device=features.device)
         new = th.stack(self.cascade.integrate(features, noise).particles)
         old = th.stack(self.reference.integrate(features_reference, noise).particles)
+        moved = w2_paired(bound_action(new[-1]), bound_action(old[-1])).sqrt().item()
+        metrics = {"w2_paired": moved, "jko_step_size": self.step_size.value}
+        if self.steps_to_measurement <= 0:
+            metrics |= self._bound(features, new, old)
+            metrics["w2_exact"] = self._exact_movement(features, features_reference)
+            self.steps_to_measurement = MEASURE_EVERY
+        self.steps_to_measurement -= self.steps_in_epoch
+        self.step_size.update(moved / self.cascade.action_dim**0.5)
+        self.steps_in_epoch = 0
+        return metrics
+
+    def _bound(self, features: th.Tensor, new: th.Tensor, old: th.Tensor) -> dict[str, float]:
+        """The triangle bound and its parts, from the new and the old particles, ``[N + 1, B, d]``."""
         at_stale = self.cascade.apply_blocks(features, old[:-1])
         deltas = w2_paired(at_stale, old[1:]).sqrt()
-        moved = w2_paired(bound_action(new[-1]), bound_action(old[-1])).sqrt().item()
         # Secant Lipschitz constants over the pairs that occur: with these the bound is a theorem, not a guess
         distances = (new[:-1] - old[:-1]).norm(dim=-1)
         lipschitz = ((new[1:] - at_stale).norm(dim=-1) / distances.clamp_min(1e-12)).amax(dim=-1)
         metrics = {
-            "w2_paired": moved,
             "w2_bound": triangle_bound(deltas, lipschitz).item(),
             "staleness": w2_paired(new[1:-1], old[1:-1]).amax().sqrt().item() if len(new) > 2 else 0.0,
-            "jko_step_size": self.step_size.value,
         }
         for n, cost in enumerate(transport_cost(new[:-1], new[1:]).sqrt().tolist(), start=1):
             metrics[f"transport_cost_block_{n}"] = cost
-        if self.epochs % _EXACT_EVERY == 0:
-            metrics["w2_exact"] = self._exact_movement(features, features_reference)
-        self.step_size.update(moved / self.cascade.action_dim**0.5)
-        self.steps_in_epoch, self.epochs = 0, self.epochs + 1
         return metrics
 
     def _exact_movement(self, features: th.Tensor, features_reference: th.Tensor) -> float:

@@ -35,7 +35,7 @@ from sb3_swfp.transport import JKOStepSize
 DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.1, 0.015
 #: What ``jko_epoch="auto"`` means, from scratch and for a clone. The adjoint is the energy's gradient at the frozen
 #: reference: in long epochs a policy that has far to go follows one that is out of date
-DEFAULT_EPOCH, DEFAULT_EPOCH_OF_CLONE = 10, 50
+DEFAULT_EPOCH, DEFAULT_EPOCH_OF_CLONE = 2, 50
 
 
 class SWFP(FlowAlgorithm):
@@ -71,7 +71,7 @@ class SWFP(FlowAlgorithm):
     :param jko_step_size: JKO step size ``eta``, or ``"auto_<target>"`` to hold a root-mean-square W2 movement per
         action dimension and JKO epoch, or ``"auto_lin_<target>"`` to decay it linearly over ``learn()``, to a tenth;
         ``"auto"`` is ``"auto_0.1"`` from scratch and, once pretrained, 1.5 % of the clone's own spread, decaying
-    :param jko_epoch: Block updates per JKO epoch, against one frozen reference; ``"auto"`` is 10 from scratch and 50
+    :param jko_epoch: Block updates per JKO epoch, against one frozen reference; ``"auto"`` is 2 from scratch and 50
         once pretrained
     :param block_training: ``"parallel"`` (all blocks at once on stale particles) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (POT)

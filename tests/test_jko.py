@@ -11,7 +11,7 @@ from descent import jko_descent, minimise
 
 from sb3_swfp.bounds import bound_action, bound_log_det
 from sb3_swfp.flows import FlowCascade
-from sb3_swfp.jko import PLAN_PARTICLES, JKOStep, entropy_stride
+from sb3_swfp.jko import MEASURE_EVERY, PLAN_PARTICLES, JKOStep, entropy_stride
 from sb3_swfp.transport import JKOStepSize
 
 
@@ -169,11 +169,11 @@ def test_the_bound_holds_and_the_step_size_follows_its_target() -> None:
     jko = JKOStep(cascade, reference, JKOStepSize("auto_0.02"), epoch_length=10)
     features = th.randn(64, 3)
     epochs = jko_descent(jko, energy_q, features, 0.2, steps=600, lr=1e-3, annealed=False)
-    for metrics in epochs:
+    measured = [metrics for metrics in epochs if "w2_bound" in metrics]
+    assert "w2_bound" in epochs[0] and len(measured) == len(epochs) * 10 // MEASURE_EVERY
+    for metrics in measured:
         assert metrics["w2_paired"] <= metrics["w2_bound"] * (1.0 + 1e-9)
-        assert metrics["staleness"] >= 0.0
-    exact = [metrics["w2_exact"] for metrics in epochs if "w2_exact" in metrics]
-    assert "w2_exact" in epochs[0] and len(exact) == len(epochs) // 5 and min(exact) > 0.0
+        assert metrics["w2_exact"] > 0.0 and metrics["staleness"] >= 0.0
     moved = [metrics["w2_paired"] / 2**0.5 for metrics in epochs]
     assert sum(moved[-20:]) / 20 == pytest.approx(0.02, rel=0.5)
 
