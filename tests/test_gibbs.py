@@ -57,8 +57,8 @@ def train(
     reference.requires_grad_(False)
     jko = JKOStep(cascade, reference, JKOStepSize("auto_0.03"), epoch_length=10)
     for metrics in jko_descent(jko, q_function, th.ones(batch, 1), ALPHA, steps, lr):
-        # The triangle inequality, on every epoch
-        assert metrics["w2_paired"] <= metrics["w2_bound"] * (1.0 + 1e-4) + 1e-6
+        # The triangle inequality, on every epoch that is measured
+        assert "w2_bound" not in metrics or metrics["w2_paired"] <= metrics["w2_bound"] * (1.0 + 1e-4) + 1e-6
     return cascade
 
 

@@ -34,6 +34,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
         tasks={"door": 1_000, "pen": 1_000},
         algos=("swfp", "rlpd", "swfp-kl"),
         bounds=None,
+        versions=lambda algo: VERSIONS,
     )
     monkeypatch.setitem(SUITES, "toy", suite)
     return suite
