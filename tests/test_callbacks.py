@@ -141,6 +141,7 @@ def test_logs_of_a_clone(tmp_path: pathlib.Path) -> None:
     model.set_logger(configure(str(tmp_path), ["csv", "json", "log"]))
     model.pretrain(gradient_steps=100, critic_gradient_steps=5)
     model.learn(60, log_interval=1)
+    model.logger.close()
     expected = {"pretrain/train_loss", "pretrain/validation_loss", "pretrain/best_step", "pretrain/critic_loss"}
     expected |= {"train/critic_loss", "train/q_mean", "train/demonstration_share", "rollout/ep_rew_mean"}
     rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
@@ -153,6 +154,7 @@ def test_every_promised_key_is_logged(tmp_path: pathlib.Path) -> None:
     model = tiny_model(Mirror(), **with_demonstrations(mirror_demonstrations(3)))
     model.set_logger(configure(str(tmp_path), ["csv", "json"]))
     model.learn(60, log_interval=1)
+    model.logger.close()  # open files would warn in whichever test they are collected in
     rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
     expected = {f"train/{key}" for key in KEYS} | {"time/total_timesteps", "rollout/ep_rew_mean"}
     assert expected <= set(rows[-1]) and all(np.isfinite(rows[-1][key]) for key in expected)
