@@ -90,7 +90,10 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
     waiting = [cell for cell in cells if not _is_finished(cell, root, budgets[cell])]
     running: list[_Running] = []
     failed: list[Path] = []
-    with tqdm(total=sum(budgets[cell] for cell in waiting), unit="step", unit_scale=True) as bar:
+    # Into a file, a line a minute: four a second would make a log of megabytes
+    terminal = sys.stderr.isatty()
+    total, every = sum(budgets[cell] for cell in waiting), 0.1 if terminal else 60.0
+    with tqdm(total=total, unit="step", unit_scale=True, mininterval=every, miniters=1) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -111,7 +114,8 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
                         _release(each)
                         if each.process.returncode != 0 or Result.load(each.folder) is None:
                             failed.append(each.folder / "log.txt")
-                bar.set_postfix_str(", ".join(f"{each.cell.task} {each.folder.name}" for each in running))
+                at_work = ", ".join(f"{each.cell.task} {each.folder.name}" for each in running)
+                bar.set_postfix_str(at_work, refresh=terminal)
         finally:
             for each in running:
                 each.process.terminate()
