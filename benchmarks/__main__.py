@@ -90,7 +90,12 @@ def seed_range(text: str) -> list[int]:
     return seeds
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """
+    :param text: Value of a command-line argument
+    :return: Its number
+    :raises argparse.ArgumentTypeError: if it is no whole number from 1 on
+    """
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
     return int(text)
@@ -111,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tasks", help="some of the suite's tasks, separated by commas (default: all)")
     run.add_argument("--algos", help="some of the suite's algorithms, likewise")
     run.add_argument("--seeds", type=seed_range, default=[0, 1, 2], help="3, 0-2 or 0,2,5 (default: 0-2)")
-    run.add_argument("--jobs", type=_positive, default=2, help="processes side by side (default: 2)")
-    run.add_argument("--steps", type=_positive, help="environment steps of every cell, to try things out")
+    run.add_argument("--jobs", type=positive, default=2, help="processes side by side (default: 2)")
+    run.add_argument("--steps", type=positive, help="environment steps of every cell, to try things out")
     cell = commands.add_parser("cell")
     for name in ("suite", "task", "algo"):
         cell.add_argument(name)

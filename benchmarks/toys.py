@@ -21,7 +21,7 @@ import numpy as np
 import torch as th
 
 from benchmarks import toy_runs
-from benchmarks.__main__ import seed_range
+from benchmarks.__main__ import positive, seed_range
 from benchmarks.reporting.curves import COLOURS
 from benchmarks.reporting.optional import optional
 from sb3_swfp.envs.bandit import Bandit
@@ -191,12 +191,6 @@ def _rounded(value: Any) -> Any:
     return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """
     :param arguments: Command line, ``sys.argv`` when omitted
@@ -205,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("figure", choices=tuple(STEPS))
     parser.add_argument("--seeds", type=seed_range, default=[0, 1, 2], help="3, 0-2 or 0,2,5 (default: 0-2)")
-    parser.add_argument("--steps", type=_positive, help=f"environment steps of each run (default: {STEPS})")
+    parser.add_argument("--steps", type=positive, help=f"environment steps of each run (default: {STEPS})")
     parser.add_argument("--out", type=Path, default=Path("docs/figures"), help="folder (default: %(default)s)")
     parsed = parser.parse_args(arguments)
     # The networks are tiny, and one thread is what can be repeated
