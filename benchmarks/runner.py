@@ -90,10 +90,10 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
     waiting = [cell for cell in cells if not _is_finished(cell, root, budgets[cell])]
     running: list[_Running] = []
     failed: list[Path] = []
-    # Into a file, a line a minute: four a second would make a log of megabytes
+    total = sum(budgets[cell] for cell in waiting)
+    # Into a file, at most a line a minute: several a second would make a log of megabytes
     terminal = sys.stderr.isatty()
-    total, every = sum(budgets[cell] for cell in waiting), 0.1 if terminal else 60.0
-    with tqdm(total=total, unit="step", unit_scale=True, mininterval=every, miniters=1) as bar:
+    with tqdm(total=total, unit="step", unit_scale=True, mininterval=0.1 if terminal else 60.0, miniters=1) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:

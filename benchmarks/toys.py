@@ -21,7 +21,7 @@ import numpy as np
 import torch as th
 
 from benchmarks import toy_runs
-from benchmarks.__main__ import positive, seed_range
+from benchmarks.arguments import positive, seed_range
 from benchmarks.reporting.curves import COLOURS
 from benchmarks.reporting.optional import optional
 from sb3_swfp.envs.bandit import Bandit
