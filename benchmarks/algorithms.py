@@ -89,7 +89,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         "MlpPolicy",
         {
             **_GAUSSIAN,
-            "policy_kwargs": {**_CRITIC, "n_critics": 2},
+            "policy_kwargs": {**_CRITIC, "n_critics": 2, "critic_layer_norm": True},
             "cql_n_actions": 4,
             "actor_learning_rate": 3e-4,
         },
@@ -115,5 +115,12 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     # On-policy: its own critic (a value function) and batches, the same clone; a suite's task may set its noise
     "dppo": Algorithm("sb3_swfp.baselines.dppo.DPPO", "FlowPolicy", {}, _CLONING),
     "dppo-published": Algorithm("sb3_swfp.baselines.dppo.DPPO", "FlowPolicy", {}, _CLONING),
-    "clone": Algorithm("sb3_swfp.baselines.clone_sac.CloneSAC", "MlpPolicy", _GAUSSIAN, _CLONING),
+    # As the other Gaussian actors here: no entropy in the target, and the critics' mean to follow
+    "clone": Algorithm(
+        "sb3_swfp.baselines.clone_sac.CloneSAC",
+        "MlpPolicy",
+        {**_GAUSSIAN, "backup_entropy": False, "pessimistic_actor": False},
+        _CLONING,
+    ),
+    "clone-published": Algorithm("sb3_swfp.baselines.clone_sac.CloneSAC", "MlpPolicy", {}, _CLONING),
 }

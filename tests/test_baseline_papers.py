@@ -53,9 +53,9 @@ def test_calql_knows_monte_carlo_returns() -> None:
     assert known[:2, 1].tolist() == [1 + 0.5 * 2, 2.0] and known[2, 1] == -np.inf
     samples = buffer.sample(200)
     assert isinstance(samples, CalibratedSamples)
-    # Every return stands beside its own reward
+    # Every return stands beside its own reward; the last row has none yet in one of the environments
     rows = {(float(r), float(m)) for r, m in zip(samples.rewards, samples.monte_carlo_returns, strict=True)}
-    assert rows == {(1.0, 3.0), (2.0, 4.0), (4.0, 4.0), (1.0, 2.0), (2.0, 2.0), (4.0, -math.inf)}
+    assert rows == {(1.0, 3.0), (2.0, 4.0), (1.0, 2.0), (2.0, 2.0)}
 
 
 def test_calql_lets_the_last_rewards_go_on_beyond_a_time_limit() -> None:
@@ -92,7 +92,7 @@ def test_calql_returns_are_scaled_like_rewards_and_not_clipped() -> None:
     for done in (True, False):
         buffer.add(zero, zero, zero, np.array([100.0], np.float32), np.array([done]), [{}])
     seen = {round(float(m), 2) for m in buffer.sample(50, env=env).monte_carlo_returns}
-    assert seen == {50.0, -math.inf}
+    assert seen == {50.0}
 
 
 def test_calql_buffer_wraps_around() -> None:
@@ -104,6 +104,30 @@ def test_calql_buffer_wraps_around() -> None:
     assert sorted(buffer.monte_carlo_returns[:, 0]) == [1.0, 2.0, 3.0, 4.0]
     buffer.add(zero, zero, zero, np.ones(1, np.float32), np.array([False]), [{}])
     assert np.isinf(buffer.monte_carlo_returns).sum() == 1
+    assert set(buffer.sample(50).monte_carlo_returns.flatten().tolist()) == {1.0, 2.0, 3.0}
+
+
+def test_calql_waits_for_an_episode_to_end_and_trains_its_actor_at_each_offline_step() -> None:
+    env = Mirror()
+    buffer = MonteCarloReplayBuffer(8, env.observation_space, env.action_space, n_steps=1)
+    zero = np.zeros((1, 2), np.float32)
+    buffer.add(zero, zero, zero, np.ones(1, np.float32), np.array([False]), [{}])
+    with pytest.raises(ValueError, match="no episode has ended yet"):
+        buffer.sample(1)
+    model = make("CalQL", policy_delay=4)
+    actor_updates = []
+    train_actor = model._train_actor
+    model._train_actor = lambda *args: actor_updates.append(1) or train_actor(*args)  # type: ignore[method-assign]
+    model.pretrain(gradient_steps=12)
+    assert len(actor_updates) == 12 and model.policy_delay == 4
+    length = model.replay_buffer.demonstrations[0].rewards.size  # of an episode of Mirror
+    model.learn(length - 1)
+    assert model._n_updates == 12
+    model.learn(20, reset_num_timesteps=False)
+    assert model._n_updates > 12
+    with pytest.raises(ValueError, match="must be MonteCarloReplayBuffer"):
+        arguments = dict(online_buffer_class="stable_baselines3.common.buffers.NStepReplayBuffer")
+        make("CalQL", replay_buffer_kwargs=arguments)
 
 
 def test_calql_keeps_its_kind_of_buffer_when_it_is_loaded_with_other_arguments(tmp_path: Path) -> None:
@@ -157,8 +181,17 @@ def test_ibrl_never_changes_its_clone_and_uses_it_from_the_first_step() -> None:
     # The first learning_starts steps are the clone's own
     fresh = make("IBRL", learning_starts=1000)
     fresh.pretrain(gradient_steps=50)
+    assert not fresh.policy.can_judge and model.policy.can_judge
     fresh.policy.actor.forward = lambda *args: pytest.fail("the actor acted during the clone's steps")  # type: ignore[method-assign]
     fresh.learn(10)
+    # ... and so are its deterministic actions, until the critics have learned something to judge by
+    observations = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    tensors = th.as_tensor(observations)
+    cloned = model.policy.unscale_action(model.policy.cloned_actions(tensors, True).detach().numpy())
+    judged = model.predict(observations, deterministic=True)[0]
+    model.policy.can_judge.fill_(False)
+    np.testing.assert_allclose(model.predict(observations, deterministic=True)[0], cloned, atol=1e-6)
+    assert not np.allclose(judged, cloned)
 
 
 def test_preloaded_demonstrations_are_as_likely_as_online_data() -> None:

@@ -7,6 +7,7 @@ import json
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
@@ -16,7 +17,7 @@ from benchmarks.algorithms import ALGORITHMS, merge, named  # noqa: E402
 from benchmarks.cells import Cell, versions  # noqa: E402
 from benchmarks.digest import code_digest  # noqa: E402
 from benchmarks.suites import SUITES  # noqa: E402
-from benchmarks.suites.finetuning import run  # noqa: E402
+from benchmarks.suites.finetuning import prepare, run  # noqa: E402
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -68,6 +69,20 @@ def test_a_cell_of_each_kind_runs(algo: str, shared_minari: Path, tmp_path: Path
     settings["arguments"] |= {"n_steps": 40, "batch_size": 20, "n_epochs": 1} if algo == "dppo" else {}
     details = run(cell, settings, 40, tmp_path)
     assert [step for step, _ in suite.curve(tmp_path)] == [0, 40] and len(details["returns"]) == 2
+
+
+@pytest.mark.parametrize(("algo", "lowest"), [("rlpd-published", -1.0), ("calql-published", -5.0), ("swfp", -0.1)])
+def test_published_settings_come_with_the_authors_rewards(algo: str, lowest: float, shared_minari: Path) -> None:
+    pytest.importorskip("gymnasium_robotics")
+    settings = SUITES["adroit-published"].settings(Cell("adroit-published", "door", algo, 0))
+    make_env, env, demonstrations = prepare(settings, 0)
+    seen = {round(float(reward), 5) for episode in demonstrations for reward in episode.rewards}
+    assert seen == {lowest, 10.0 if algo == "swfp" else 0.0}
+    env.reset()
+    assert env.step(np.zeros((1, 28)))[1][0] == pytest.approx(lowest)
+    judge = make_env()  # what evaluates keeps the task's own
+    judge.reset(seed=0)
+    assert judge.step(np.zeros(28))[1] == pytest.approx(-0.1)
 
 
 @pytest.fixture

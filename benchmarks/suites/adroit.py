@@ -14,8 +14,19 @@ _PACKAGE = "gymnasium_robotics"
 #: not (docs/experiments.md)
 _QUIET = {"dppo": dict(min_sampling_std=0.05, min_logprob_std=0.05)}
 
+#: The environments' rewards are 10 and -0.1. RLPD's authors train on 0 and -1, Cal-QL's on 5 and -5 where success ends
+#: the episode; here it does not, and staying there must be worth as little as an end: 0 and -5
+_PUBLISHED_REWARDS = {"rlpd-published": (1 / 10.1, -10 / 10.1), "calql-published": (5 / 10.1, -50 / 10.1)}
+
 TASKS: Mapping[str, Task] = {
-    "door": Task("AdroitHandDoorSparse-v1", _PACKAGE, "adroit/door-expert-v0", 10, of_algorithm=_QUIET),
+    "door": Task(
+        "AdroitHandDoorSparse-v1",
+        _PACKAGE,
+        "adroit/door-expert-v0",
+        10,
+        of_algorithm=_QUIET,
+        rewards=_PUBLISHED_REWARDS,
+    ),
     # Every goal is another one: two critic updates a step, and as many of the actor as on the door
     "pen": Task(
         "AdroitHandPenSparse-v1",
@@ -23,8 +34,11 @@ TASKS: Mapping[str, Task] = {
         "adroit/pen-expert-v0",
         10,
         arguments=dict(gradient_steps=2, policy_delay=4),
+        rewards=_PUBLISHED_REWARDS,
     ),
-    "door-human": Task("AdroitHandDoorSparse-v1", _PACKAGE, "adroit/door-human-v0", 25, of_algorithm=_QUIET),
+    "door-human": Task(
+        "AdroitHandDoorSparse-v1", _PACKAGE, "adroit/door-human-v0", 25, of_algorithm=_QUIET, rewards=_PUBLISHED_REWARDS
+    ),
 }
 _EXPERT = {name: TASKS[name] for name in ("door", "pen")}
 _SWFP: Algorithm = ALGORITHMS["swfp"]
@@ -37,6 +51,9 @@ def _blocks(n: int) -> Algorithm:
 #: Step sizes of the study that looks for where the JKO picture breaks, as constants (not steered)
 _STEP_SIZES = (0.01, 0.1, 1.0, 10.0)
 
+#: KL steps beside MPO's 0.1: 0.003 moves a Gaussian as far as SWFP moves a clone
+_KL_STEPS = (0.003, 0.01, 0.03)
+
 SUITES: Mapping[str, Suite] = {
     "adroit": finetuning_suite(
         "offline to online on Adroit hands, matched settings",
@@ -46,7 +63,9 @@ SUITES: Mapping[str, Suite] = {
     "adroit-published": finetuning_suite(
         "offline to online on Adroit hands, each baseline with its published settings",
         TASKS,
-        main_algorithms("swfp", "rlpd-published", "calql-published", "ibrl-published", "dppo-published"),
+        main_algorithms(
+            "swfp", "rlpd-published", "calql-published", "ibrl-published", "dppo-published", "clone-published"
+        ),
     ),
     "blocks": finetuning_suite(
         "number of flow blocks",
@@ -61,7 +80,8 @@ SUITES: Mapping[str, Suite] = {
     "trust-region": finetuning_suite(
         "Wasserstein-2 (paired, entropic) or Kullback-Leibler as the trust region",
         _EXPERT,
-        {"swfp": _SWFP, "swfp-sinkhorn": _SWFP.with_arguments(w2="sinkhorn"), "swfp_kl": ALGORITHMS["swfp_kl"]},
+        {"swfp": _SWFP, "swfp-sinkhorn": _SWFP.with_arguments(w2="sinkhorn"), "swfp_kl": ALGORITHMS["swfp_kl"]}
+        | {f"swfp_kl-{step}": ALGORITHMS["swfp_kl"].with_arguments(kl_step=step) for step in _KL_STEPS},
     ),
     "step-size": finetuning_suite(
         "constant JKO step sizes with 1, 5 and 10 blocks",

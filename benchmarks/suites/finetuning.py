@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +28,7 @@ class Task:
     :param eval_episodes: Fixed episodes an evaluation
     :param arguments: Arguments of every off-policy algorithm here, in place of the matched ones
     :param of_algorithm: Arguments of one algorithm here, by its name
+    :param rewards: Scale and bias that an algorithm's authors give the rewards it learns from, by its name
     :param prepare: Function that makes environments and demonstrations, by its dotted name: settings and seed -> a
         function that makes one environment, the training environment, what ``load_demonstrations`` takes
     """
@@ -41,6 +42,7 @@ class Task:
     eval_episodes: int = 50
     arguments: Mapping[str, Any] = field(default_factory=dict)
     of_algorithm: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rewards: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     prepare: str = "benchmarks.suites.finetuning.prepare"
 
 
@@ -85,7 +87,7 @@ def main_algorithms(*names: str) -> dict[str, Algorithm]:
 
 def _settings(tasks: Mapping[str, Task], algorithms: Mapping[str, Algorithm], cell: Cell) -> dict[str, Any]:
     task, algorithm = tasks[cell.task], algorithms[cell.algo]
-    apart = ("steps", "arguments", "of_algorithm")
+    apart = ("steps", "arguments", "of_algorithm", "rewards")
     described = {item.name: getattr(task, item.name) for item in fields(task) if item.name not in apart}
     # Published settings are the classes' defaults, and DPPO's updates are of another kind: nothing to match
     matched = bool(algorithm.arguments)
@@ -96,6 +98,7 @@ def _settings(tasks: Mapping[str, Task], algorithms: Mapping[str, Algorithm], ce
             merge(algorithm.arguments, task.arguments) if matched else {}, task.of_algorithm.get(cell.algo, {})
         ),
         "pretrain": None if algorithm.pretrain is None else dict(algorithm.pretrain),
+        "reward": list(task.rewards.get(cell.algo, (1.0, 0.0))),
     }
 
 
@@ -135,18 +138,25 @@ def prepare(settings: dict[str, Any], seed: int) -> tuple[Callable[[], Any], Any
     :raises FileNotFoundError: if the demonstrations are
     """
     import gymnasium as gym
+    from gymnasium.wrappers import TransformReward
     from stable_baselines3.common.env_util import make_vec_env
 
-    from sb3_swfp import load_demonstrations
+    from sb3_swfp import Demonstrations, load_demonstrations
 
     if settings["package"] is not None:
         try:
             gym.register_envs(import_module(settings["package"]))
         except ImportError as error:
             raise ImportError(f'{settings["env"]} needs {settings["package"]}: pip install "sb3-swfp[all]"') from error
+    scale, bias = settings["reward"]
     make_env = partial(gym.make, settings["env"])
     demonstrations = load_demonstrations(settings["dataset"], settings["n_demonstrations"])
-    return make_env, make_vec_env(make_env, n_envs=1, seed=seed), demonstrations
+    demonstrations = Demonstrations(
+        [replace(episode, rewards=scale * episode.rewards + bias) for episode in demonstrations], demonstrations.source
+    )
+    # The evaluation's environments keep the task's own rewards
+    env = make_vec_env(lambda: TransformReward(make_env(), lambda r: scale * float(r) + bias), n_envs=1, seed=seed)
+    return make_env, env, demonstrations
 
 
 def _make_model(settings: dict[str, Any], env: Any, demonstrations: Any, seed: int) -> Any:

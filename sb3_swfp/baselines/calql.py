@@ -79,6 +79,31 @@ class MonteCarloReplayBuffer(NStepReplayBuffer):
             self.monte_carlo_returns[row, env] = running
         self._episode_starts[env] = self._n_added
 
+    def _finished(self) -> tuple[int, int]:
+        """First and last (exclusive) transition that is still stored and whose episode ended in every environment."""
+        return max(self._n_added - self.buffer_size, 0), int(self._episode_starts.min())
+
+    def has_finished_episodes(self) -> bool:
+        """
+        :return: Whether there is anything to sample
+        """
+        first, end = self._finished()
+        return end > first
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> Any:
+        """
+        Draw from finished episodes alone: the others have no return to calibrate by.
+
+        :param batch_size: Number of transitions
+        :param env: To normalise with
+        :return: Transitions with their Monte-Carlo returns
+        :raises ValueError: if no episode has ended yet
+        """
+        first, end = self._finished()
+        if end <= first:
+            raise ValueError("no episode has ended yet, so there are no Monte-Carlo returns to sample")
+        return self._get_samples(np.random.randint(first, end, size=batch_size) % self.buffer_size, env)
+
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
@@ -110,8 +135,9 @@ class CalQL(GaussianAlgorithm):
     rate 1e-4 (critics 3e-4), 10 actions each from the policy at this state, the policy at the next state and the
     uniform distribution, regulariser's weight 1, best of 10 next actions in the target, no entropy there, target
     entropy ``-d`` (theirs is 0 by name, which their code replaces), half of each batch from demonstrations online,
-    20,000 offline steps. Their rewards are ``10 r + 5`` of -1 and 0; the rewards here are the environment's. With
-    n-step returns "the next state" of the regulariser is the one n steps on.
+    20,000 offline steps, no LayerNorm. Online learning waits for the first episode to end, as theirs does. Their
+    rewards are ``10 r + 5`` of -1 and 0; the rewards here are the environment's. With n-step returns "the next state"
+    of the regulariser is the one n steps on.
 
     :param policy: ``"MlpPolicy"`` (or SB3's aliases)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -155,7 +181,8 @@ class CalQL(GaussianAlgorithm):
             target_entropy=target_entropy,
             backup_entropy=False,
             replay_buffer_kwargs=replay_buffer_kwargs,
-            policy_kwargs=dict(net_arch=dict(pi=[512, 512], qf=[512, 512, 512])) | (policy_kwargs or {}),
+            policy_kwargs=dict(net_arch=dict(pi=[512, 512], qf=[512, 512, 512]), critic_layer_norm=False)
+            | (policy_kwargs or {}),
             **kwargs,
         )
 
@@ -163,6 +190,11 @@ class CalQL(GaussianAlgorithm):
         # Here and not in the constructor: load() may have been given replay_buffer_kwargs of its own
         self.replay_buffer_kwargs = {"online_buffer_class": MonteCarloReplayBuffer} | self.replay_buffer_kwargs
         super()._setup_model()
+        if not hasattr(self.replay_buffer, "has_finished_episodes"):
+            raise ValueError(
+                "CalQL's online_buffer_class must be MonteCarloReplayBuffer or a subclass of it, not "
+                f"{self.replay_buffer_kwargs['online_buffer_class']}"
+            )
 
     def pretrain(
         self: SelfCalQL,
@@ -173,7 +205,8 @@ class CalQL(GaussianAlgorithm):
         tb_log_name: str | None = None,
     ) -> None:
         """
-        The offline phase: the same updates as online, on demonstrations alone.
+        The offline phase: the same updates as online, on demonstrations alone, with an actor update after each of the
+        critics' (``policy_delay`` is for online updates: offline is where the actor comes from).
 
         :param demonstrations: Anything :func:`load_demonstrations` takes; those of the replay buffer when omitted
         :param gradient_steps: Gradient steps
@@ -199,13 +232,25 @@ class CalQL(GaussianAlgorithm):
         )
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
+        online_delay, self.policy_delay = self.policy_delay, 1
         for step in tqdm(range(1, gradient_steps + 1), desc="Offline phase", unit="step", disable=not progress_bar):
             self._update(buffer.sample(batch_size, env=self._vec_normalize_env))
             if step % 1000 == 0 or step == gradient_steps:
                 self._log_metrics()
                 self.logger.dump(step)
+        self.policy_delay = online_delay
         self.policy.set_training_mode(False)
         self.is_pretrained = True
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        :param gradient_steps: Critic updates to do, with an actor update after every ``policy_delay`` of them; none
+            before the first episode has ended, since its transitions have no return to calibrate by until then
+        :param batch_size: Minibatch size
+        """
+        online: Any = self.replay_buffer
+        if online.has_finished_episodes():
+            super().train(gradient_steps, batch_size)
 
     def _update_learning_rate(self, optimizers: Any) -> None:
         super()._update_learning_rate(optimizers)

@@ -42,8 +42,8 @@ class CloneSAC(CloningAlgorithm, GaussianAlgorithm):
     """
     SAC (SB3's defaults) whose actor is first cloned from demonstrations, which then also fill half of each batch.
 
-    No paper: it stands for what users do before they know better, and for the collapse that follows, since the clone is
-    handed to an untrained critic at the first update.
+    No paper: it stands for what users do before they know better. The clone is handed to an untrained critic at the
+    first update.
 
     :param policy: ``"MlpPolicy"`` (or SB3's aliases)
     :param env: The environment to learn from (if registered in Gym, can be str)

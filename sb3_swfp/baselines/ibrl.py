@@ -104,6 +104,8 @@ class IBRLPolicy(GaussianPolicy):
     actor_target: DropoutActor
     clone: FlowActor
     is_cloned: th.Tensor
+    #: Whether the critics were updated; until then they can't judge, and the clone acts alone
+    can_judge: th.Tensor
 
     def __init__(
         self,
@@ -130,6 +132,7 @@ class IBRLPolicy(GaussianPolicy):
             self.device
         )
         self.register_buffer("is_cloned", th.tensor(False))
+        self.register_buffer("can_judge", th.tensor(False))
 
     def make_actor(self) -> DropoutActor:
         kwargs = self._update_features_extractor(self.shared_kwargs)
@@ -150,7 +153,8 @@ class IBRLPolicy(GaussianPolicy):
         proposed = self.actor(observation)
         if not bool(self.is_cloned):
             return proposed
-        return self.choose(observation, proposed, self.cloned_actions(observation, deterministic), deterministic)
+        cloned = self.cloned_actions(observation, deterministic)
+        return self.choose(observation, proposed, cloned, deterministic) if bool(self.can_judge) else cloned
 
     def cloned_actions(self, observations: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -276,6 +280,10 @@ class IBRL(CloningAlgorithm, GaussianAlgorithm):
         self.policy.clone.requires_grad_(False).set_training_mode(False)
         self.policy.is_cloned.fill_(True)
         self._scale_critics()
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        super().train(gradient_steps, batch_size)
+        self.policy.can_judge.fill_(True)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1

@@ -76,8 +76,8 @@ class SWFPKL(FlowAlgorithm):
 
     :param policy: ``"FlowPolicy"`` (or SB3's aliases)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param kl_step: KL divergence of an epoch's step, in nats; a clone's falls linearly over ``learn()``, to a tenth,
-        as SWFP's movement does. 0.1 is MPO's
+    :param kl_step: KL divergence of an epoch's step, in nats. 0.1 is MPO's. A clone's falls over ``learn()`` with the
+        square of what remains, to a hundredth: movement goes with the root, and then falls as SWFP's does
     :param kl_particles: Particles per state that the reference is represented by
     :param kl_epoch: Block updates against one frozen reference (SWFP's ``jko_epoch``)
     :param others: See :class:`~sb3_swfp.swfp.SWFP`
@@ -192,7 +192,7 @@ class SWFPKL(FlowAlgorithm):
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
         observations = every_other(batch.observations)
-        target = self.kl_step * (max(self._current_progress_remaining, 0.1) if self.is_pretrained else 1.0)
+        target = self.kl_step * (max(self._current_progress_remaining, 0.1) ** 2 if self.is_pretrained else 1.0)
         with th.no_grad():
             actions, values, entropy = self._particles(observations, ent_coef)
             temperature = temperature_of_kl(values, target)
