@@ -31,7 +31,7 @@ from sb3_swfp.trial import CriticTrial
 #: Initial temperature after pretraining with ``ent_coef="auto"``, relative to the size of the returns
 _INITIAL_TEMPERATURE = 1e-3
 #: Polyak coefficient of a clone's averaged actor, relative to ``tau``. From scratch a slow average costs too much: on
-#: Pendulum 10,000 steps then end near -200 instead of -170 (docs/experiments.md)
+#: Pendulum 10,000 steps then end near -200 instead of -170 (docs/experiments-scratch.md)
 _CLONE_TAU_RATIO = 0.4
 
 

@@ -252,7 +252,7 @@ class SWFP(FlowAlgorithm):
         def q_function(actions: th.Tensor) -> th.Tensor:
             q_values = self.critic.q_values(critic_features, actions)
             # From scratch nothing but pessimism keeps the flow from what the critics overestimate: on Pendulum the mean
-            # ended near -210 instead of -170. A clone's movement is bounded by its spread (docs/experiments.md)
+            # ended near -210 instead of -170. A clone's movement is bounded by its spread (docs/experiments-scratch.md)
             return q_values.mean(dim=0) if self.is_pretrained else q_values.amin(dim=0)
 
         scale = max(self.ripeness.magnitude, 1e-6)
