@@ -233,12 +233,14 @@ class CalQL(GaussianAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
         online_delay, self.policy_delay = self.policy_delay, 1
-        for step in tqdm(range(1, gradient_steps + 1), desc="Offline phase", unit="step", disable=not progress_bar):
-            self._update(buffer.sample(batch_size, env=self._vec_normalize_env))
-            if step % 1000 == 0 or step == gradient_steps:
-                self._log_metrics()
-                self.logger.dump(step)
-        self.policy_delay = online_delay
+        try:
+            for step in tqdm(range(1, gradient_steps + 1), desc="Offline phase", unit="step", disable=not progress_bar):
+                self._update(buffer.sample(batch_size, env=self._vec_normalize_env))
+                if step % 1000 == 0 or step == gradient_steps:
+                    self._log_metrics()
+                    self.logger.dump(step)
+        finally:  # also where it was interrupted
+            self.policy_delay = online_delay
         self.policy.set_training_mode(False)
         self.is_pretrained = True
 
