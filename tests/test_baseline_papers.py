@@ -114,7 +114,7 @@ def test_calql_waits_for_an_episode_to_end_and_trains_its_actor_at_each_offline_
     buffer.add(zero, zero, zero, np.ones(1, np.float32), np.array([False]), [{}])
     with pytest.raises(ValueError, match="no episode has ended yet"):
         buffer.sample(1)
-    model = make("CalQL", policy_delay=4)
+    model = make("CalQL", policy_delay=4, learning_starts=0)
     actor_updates = []
     train_actor = model._train_actor
     model._train_actor = lambda *args: actor_updates.append(1) or train_actor(*args)  # type: ignore[method-assign]
@@ -128,6 +128,9 @@ def test_calql_waits_for_an_episode_to_end_and_trains_its_actor_at_each_offline_
     with pytest.raises(ValueError, match="must be MonteCarloReplayBuffer"):
         arguments = dict(online_buffer_class="stable_baselines3.common.buffers.NStepReplayBuffer")
         make("CalQL", replay_buffer_kwargs=arguments)
+    short = make("CalQL", buffer_size=length - 1, learning_starts=0)
+    with pytest.raises(ValueError, match="a time limit or the model a larger buffer_size"):
+        short.learn(length - 1)
 
 
 def test_calql_keeps_its_kind_of_buffer_when_it_is_loaded_with_other_arguments(tmp_path: Path) -> None:

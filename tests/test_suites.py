@@ -72,7 +72,7 @@ def test_a_cell_of_each_kind_runs(algo: str, shared_minari: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("algo", "lowest"), [("rlpd-published", -1.0), ("calql-published", -5.0), ("swfp", -0.1)])
-def test_published_settings_come_with_the_authors_rewards(algo: str, lowest: float, shared_minari: Path) -> None:
+def test_published_settings_come_with_rewards_of_their_own(algo: str, lowest: float, shared_minari: Path) -> None:
     pytest.importorskip("gymnasium_robotics")
     settings = SUITES["adroit-published"].settings(Cell("adroit-published", "door", algo, 0))
     make_env, env, demonstrations = prepare(settings, 0)

@@ -28,7 +28,8 @@ class Task:
     :param eval_episodes: Fixed episodes an evaluation
     :param arguments: Arguments of every off-policy algorithm here, in place of the matched ones
     :param of_algorithm: Arguments of one algorithm here, by its name
-    :param rewards: Scale and bias of the rewards that an algorithm learns from, by its name; others get the task's own
+    :param rewards: Scale and bias of the rewards that an algorithm learns from, by its name; others get the task's own.
+        This module's ``prepare`` applies them
     :param prepare: Function that makes environments and demonstrations, by its dotted name: settings and seed -> a
         function that makes one environment, the training environment, what ``load_demonstrations`` takes
     """

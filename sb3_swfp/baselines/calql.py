@@ -24,7 +24,7 @@ _LAST_REWARDS = 10
 
 
 class CalibratedSamples(NamedTuple):
-    """SB3's samples, and the Monte-Carlo return of each transition, ``[B, 1]`` (minus infinity where unknown)."""
+    """SB3's samples, and the Monte-Carlo return of each transition, ``[B, 1]``."""
 
     observations: th.Tensor
     actions: th.Tensor
@@ -249,10 +249,16 @@ class CalQL(GaussianAlgorithm):
         :param gradient_steps: Critic updates to do, with an actor update after every ``policy_delay`` of them; none
             before the first episode has ended, since its transitions have no return to calibrate by until then
         :param batch_size: Minibatch size
+        :raises ValueError: if the buffer is full and holds no finished episode
         """
         online: Any = self.replay_buffer
         if online.has_finished_episodes():
             super().train(gradient_steps, batch_size)
+        elif online.full:
+            raise ValueError(
+                f"no episode ended in the {self.buffer_size} steps that the replay buffer holds, so Cal-QL has no "
+                "Monte-Carlo returns to learn from: give the environment a time limit or the model a larger buffer_size"
+            )
 
     def _update_learning_rate(self, optimizers: Any) -> None:
         super()._update_learning_rate(optimizers)

@@ -210,7 +210,7 @@ class IBRL(CloningAlgorithm, GaussianAlgorithm):
     :param policy: ``"MlpPolicy"`` (or SB3's aliases)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: Adam's learning rate
-    :param learning_starts: Steps of the clone before learning starts
+    :param learning_starts: Steps before learning starts; the clone takes them, unless the critics have learned before
     :param tau: Polyak coefficient of target critics and target actor
     :param train_freq: Update the model every so many steps
     :param gradient_steps: Critic updates at a time
@@ -282,13 +282,17 @@ class IBRL(CloningAlgorithm, GaussianAlgorithm):
         self._scale_critics()
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        :param gradient_steps: Critic updates to do, with an actor update after every ``policy_delay`` of them; the
+            critics may judge from here on
+        :param batch_size: Minibatch size
+        """
         super().train(gradient_steps, batch_size)
         self.policy.can_judge.fill_(True)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        warming_up = self.num_timesteps < learning_starts
         if not self.is_pretrained:
             return super()._sample_action(learning_starts, action_noise, n_envs)
         assert self._last_obs is not None
@@ -296,7 +300,7 @@ class IBRL(CloningAlgorithm, GaussianAlgorithm):
         with th.no_grad():
             self.policy.set_training_mode(False)
             chosen = cloned = self.policy.cloned_actions(observations)
-            if not warming_up:
+            if bool(self.policy.can_judge):
                 # Noise belongs to the actor's proposal, and is judged with it: the clone's actions stay as they are
                 proposed = self.policy.actor(observations).cpu().numpy()
                 if action_noise is not None:
