@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import sb3_swfp
 
 _NAME = sb3_swfp.__name__
 
+#: Python 3.13 leaves empty lists out unless told, older ones write them
+_DUMP: dict[str, Any] = {"show_empty": True} if sys.version_info >= (3, 13) else {}
+
 
 def code_digest(*modules: str) -> str:
     """
     Digest of modules of this package and of all that they import of it. Comments, docstrings and format don't count,
-    nor do imports for type checkers alone, so only a change that can change a result changes the digest.
+    nor do imports for type checkers alone, so only a change that can change a result changes the digest. It is the same
+    under every version of Python.
 
     :param modules: Dotted names, such as ``"sb3_swfp.swfp"``
     :return: 12 hexadecimal digits
@@ -29,7 +35,7 @@ def code_digest(*modules: str) -> str:
             waiting += _imports(tree)
     digest = hashlib.sha256()
     for name in sorted(trees):
-        digest.update(f"{name}\n{ast.dump(trees[name])}\n".encode())
+        digest.update(f"{name}\n{ast.dump(trees[name], **_DUMP)}\n".encode())
     return digest.hexdigest()[:12]
 
 
@@ -59,6 +65,8 @@ class _Stripped(ast.NodeTransformer):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+        if getattr(node, "type_params", None) == []:
+            del node.type_params  # type: ignore[attr-defined]  # Python 3.12 and later have it
         return node
 
     def visit_If(self, node: ast.If) -> ast.AST | None:

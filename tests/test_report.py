@@ -276,6 +276,22 @@ def test_other_versions_within_an_algorithm(toy: Any, tmp_path: Path) -> None:
     assert not page.exists() and not (tmp_path / "figures").exists()
 
 
+def test_tasks_may_have_run_on_different_machines(toy: Any, tmp_path: Path) -> None:
+    elsewhere = VERSIONS | {"torch": "2.11.0"}
+    for algo in ("swfp", "rlpd"):
+        store(tmp_path, algo, 0, 0.5, 0.6)
+        store(tmp_path, algo, 0, 0.5, 0.6, task="pen", versions=elsewhere | {"code": algo})
+    with pytest.raises(ValueError, match="differ in code"):
+        report("toy", tmp_path)
+    for algo in ("swfp", "rlpd"):
+        store(tmp_path, algo, 0, 0.5, 0.6, versions=VERSIONS | {"code": algo})
+    page = report("toy", tmp_path)
+    assert "Versions: python 3.11.0; door with torch 2.13.0; pen with torch 2.11.0; swfp with code swfp" in page
+    store(tmp_path, "rlpd", 1, 0.5, 0.6, task="pen", versions=VERSIONS | {"code": "rlpd"})
+    with pytest.raises(ValueError, match=r"results of rlpd differ in torch: .*2\.11.* in .*pen/rlpd-0; .*pen/rlpd-1"):
+        report("toy", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

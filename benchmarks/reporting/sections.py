@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import groupby
 
 from benchmarks.cells import Cell
@@ -96,19 +96,22 @@ def _listed(cells: Iterable[Cell]) -> list[str]:
 
 
 def _versions(stored: Stored) -> str:
-    # Within an algorithm they are the same, see collect()
-    of_algo = {result.cell.algo: result.versions for result in stored.all}
-    algos = stored.algos()
-    keys = list(dict.fromkeys(key for algo in algos for key in of_algo[algo]))
-    shared = [key for key in keys if len({of_algo[algo].get(key) for algo in algos}) == 1]
-    own = {algo: [key for key in keys if key not in shared and key in of_algo[algo]] for algo in algos}
-    parts = [_named(of_algo[algos[0]], shared)] if shared else []
-    parts += [f"{algo} with {_named(of_algo[algo], own[algo])}" for algo in algos if own[algo]]
+    # Within a task and an algorithm they are the same, see collect()
+    pairs = {(task, algo): stored.of(task, algo) for task in stored.tasks for algo in stored.algos(task)}
+    found = {pair: results[0].versions for pair, results in pairs.items()}
+    left = list(dict.fromkeys(key for versions in found.values() for key in versions))
+    parts = []
+    # What all share; what a task's algorithms share; what an algorithm's tasks share; what is left
+    for name in (lambda pair: "", lambda pair: pair[0], lambda pair: pair[1], lambda pair: " ".join(reversed(pair))):
+        groups: dict[str, list[dict[str, str]]] = {}
+        for pair, versions in found.items():
+            groups.setdefault(name(pair), []).append(versions)
+        keys = [key for key in left if all(len({each.get(key) for each in group}) == 1 for group in groups.values())]
+        left = [key for key in left if key not in keys]
+        for group, (versions, *_) in groups.items():
+            if text := ", ".join(f"{key} {versions[key]}" for key in keys if key in versions):
+                parts.append(f"{group} with {text}" if group else text)
     return f"Versions: {'; '.join(parts)}."
-
-
-def _named(versions: Mapping[str, str], keys: Iterable[str]) -> str:
-    return ", ".join(f"{key} {versions[key]}" for key in keys)
 
 
 def _budgets(stored: Stored, task: str) -> str:

@@ -106,8 +106,8 @@ def collect(name: str, root: Path) -> Stored:
     :param name: Name of a suite
     :param root: Folder of all results
     :return: Its results
-    :raises ValueError: if there are results that must not be averaged: of different versions within one algorithm, of
-        different settings within a task and an algorithm, scores that are not finite; all of them are named
+    :raises ValueError: if there are results that must not be averaged: of different code within one algorithm, of
+        different versions or settings within a task and an algorithm, scores that are not finite; all of them are named
     """
     suite, begun = SUITES[name], set()
     found: dict[tuple[str, str], list[Result]] = {}
@@ -121,8 +121,10 @@ def collect(name: str, root: Path) -> Stored:
             problems += _invalid(result, cell, root)
     for algo in suite.algos:
         groups = [results for (_, other), results in found.items() if other == algo]
-        problems += _differences([result for results in groups for result in results], "versions", root)
+        # Tasks may have run on different machines: what is compared is compared within one
+        problems += _differences([result for results in groups for result in results], "versions", root, ("code",))
         for results in groups:
+            problems += _differences(results, "versions", root, but=("code",))
             problems += _differences(results, "config", root)
     if problems:
         raise ValueError("\n".join(problems))
@@ -151,11 +153,13 @@ def _invalid(result: Result, cell: Cell, root: Path) -> list[str]:
     return []
 
 
-def _differences(results: Sequence[Result], what: str, root: Path) -> list[str]:
+def _differences(
+    results: Sequence[Result], what: str, root: Path, only: Sequence[str] | None = None, but: Sequence[str] = ()
+) -> list[str]:
     """One line for each entry of their ``what`` in which results of an algorithm differ."""
     entries: list[dict[str, Any]] = [getattr(result, what) for result in results]
     problems = []
-    for key in sorted({key for entry in entries for key in entry}):
+    for key in sorted({key for entry in entries for key in entry if only is None or key in only} - set(but)):
         groups: dict[str, list[str]] = {}
         for result, entry in zip(results, entries, strict=True):
             value = json.dumps(entry[key], sort_keys=True) if key in entry else "none"

@@ -190,9 +190,10 @@ def cost_table(stored: Stored) -> list[str]:
             memory = np.mean([result.peak_memory_mb for result in results])
             cpu = _per_step(results, lambda result: result.cpu_seconds)
             wall = _per_step(results, lambda result: result.seconds)
-            rows.append([task, algo, cpu, wall, f"{memory:,.0f}"])
+            devices = sorted({str(result.details.get("device", "cpu")) for result in results})
+            rows.append([task, algo, cpu, wall, f"{memory:,.0f}", ", ".join(devices)])
     head = ["task", "algorithm", "CPU ms per environment step", "wall-clock ms per environment step"]
-    return table([*head, "peak memory, MiB"], rows)
+    return table([*head, "peak memory, MiB", "device"], rows)
 
 
 def _per_step(results: Sequence[Result], seconds: Callable[[Result], float | None]) -> str:

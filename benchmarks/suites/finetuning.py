@@ -127,7 +127,11 @@ def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[
     )
     model.learn(steps, callback=evaluation)
     model.save(folder / "model.zip")
-    return {"returns": [point.mean_reward for point in evaluation.points], "metrics": getattr(model, "_metrics", {})}
+    return {
+        "returns": [point.mean_reward for point in evaluation.points],
+        "metrics": getattr(model, "_metrics", {}),
+        "device": str(model.device),
+    }
 
 
 def prepare(settings: dict[str, Any], seed: int) -> tuple[Callable[[], Any], Any, Any]:
