@@ -102,6 +102,11 @@ class JKOStep:
         """Each block's share of the step size."""
         return self.step_size.value / self.cascade.n_blocks
 
+    @property
+    def epoch_remaining(self) -> float:
+        """Share of the epoch's gradient steps still to come, 1 to 0."""
+        return 1.0 - self.steps_in_epoch / self.epoch_length
+
     def stale_particles(
         self,
         features: th.Tensor,

@@ -239,8 +239,8 @@ class SWFP(FlowAlgorithm):
         self.jko.step_size.progress_remaining = self._current_progress_remaining
         super().train(gradient_steps, batch_size)
 
-    def _optimizers(self) -> list[th.optim.Optimizer]:
-        optimizers = super()._optimizers()
+    def _actor_optimizers(self) -> list[th.optim.Optimizer]:
+        optimizers = super()._actor_optimizers()
         return [*optimizers, self.block_optimizer] if self.block_training == "sequential" else optimizers
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
@@ -255,6 +255,7 @@ class SWFP(FlowAlgorithm):
             # ended near -210 instead of -170. A clone's movement is bounded by its spread (docs/experiments-scratch.md)
             return q_values.mean(dim=0) if self.is_pretrained else q_values.amin(dim=0)
 
+        self._anneal(self.jko.epoch_remaining)
         scale = max(self.ripeness.magnitude, 1e-6)
         stale = self.jko.stale_particles(features_reference, q_function, ent_coef, scale)
         if self.block_training == "parallel":

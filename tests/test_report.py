@@ -157,7 +157,7 @@ def test_tables_of_success_rates(toy: Any, tmp_path: Path) -> None:
     # Of nine pairs 8 are won and 1 is tied; of the same scores half
     assert row(text, "rlpd", "swfp over")[1].startswith("0.944 [") and row(text, "rlpd", "swfp over")[3] == "1 of 1"
     assert row(text, "swfp-kl", "swfp over")[1].startswith("0.500 [") and row(text, "swfp-kl", "swfp over")[2] == "no"
-    assert row(text, "door", "### Cost") == ["door", "swfp", "3.6", "7.2", "300"]
+    assert row(text, "door", "### Cost") == ["door", "swfp", "3.6", "7.2", "300", "cpu"]
     assert "9 runs took 0.01 hours of CPU time, 0.02 hours" in text
 
 
