@@ -137,7 +137,7 @@ def _is_finished(cell: Cell, root: Path, steps: int) -> bool:
     if changed:
         raise ValueError(
             f"{folder} holds a result with another {', '.join(changed)}: results of different versions are not mixed. "
-            f"Take another --out, or remove the folder"
+            f"Take another --out, leave it out (--tasks, --algos, --seeds), or remove the folder"
         )
     return True
 

@@ -177,9 +177,10 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         """
         Let the actor's learning rate fall to nothing over an epoch, if it is a clone's: the epoch is to end near its
         step's minimiser. At a constant rate Adam's jitter alone moves the flow further than a clone's late steps are
-        long, and ``eta`` runs down to its bound (``docs/algorithm.md``). From scratch an epoch is two updates.
+        long, and ``eta`` runs down to its bound (``docs/algorithm.md``). From scratch the rate is left alone: SWFP's
+        epochs are two updates there.
 
-        :param epoch_remaining: Share of the epoch's updates still to come, 1 to 0
+        :param epoch_remaining: Share of the epoch's updates still to come, this one included: above 0, at most 1
         """
         if self.is_pretrained:
             for optimizer in self._actor_optimizers():

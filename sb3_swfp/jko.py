@@ -104,7 +104,7 @@ class JKOStep:
 
     @property
     def epoch_remaining(self) -> float:
-        """Share of the epoch's gradient steps still to come, 1 to 0."""
+        """Share of the epoch's gradient steps still to come, the next one included: above 0, at most 1."""
         return 1.0 - self.steps_in_epoch / self.epoch_length
 
     def stale_particles(

@@ -50,7 +50,8 @@ class SWFP(FlowAlgorithm):
 
     :param policy: ``"FlowPolicy"`` (or SB3's aliases), which picks its features extractor from the observation space
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: Adam's learning rate for blocks, critics and temperature, or a schedule of the progress left
+    :param learning_rate: Adam's learning rate for blocks, critics and temperature, or a schedule of the progress left.
+        A clone's blocks get it times the share of the JKO epoch that is left
     :param buffer_size: Size of the replay buffer
     :param learning_starts: Steps to collect before learning starts: uniformly at random by a new policy, by the policy
         itself once it is pretrained
@@ -227,7 +228,7 @@ class SWFP(FlowAlgorithm):
 
     def _after_cloning(self, data: Demonstrations) -> None:
         super()._after_cloning(data)
-        self.jko.epoch_length = self._epoch_length()
+        self.jko.epoch_length, self.jko.steps_in_epoch = self._epoch_length(), 0
         self._step_size = self.jko.step_size = self._make_step_size()
         self._set_temperature()
 

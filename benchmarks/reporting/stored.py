@@ -121,7 +121,7 @@ def collect(name: str, root: Path) -> Stored:
             problems += _invalid(result, cell, root)
     for algo in suite.algos:
         groups = [results for (_, other), results in found.items() if other == algo]
-        # Tasks may have run on different machines: what is compared is compared within one
+        # Tasks may have run on different machines; seeds, over which means are taken, may not
         problems += _differences([result for results in groups for result in results], "versions", root, ("code",))
         for results in groups:
             problems += _differences(results, "versions", root, but=("code",))

@@ -44,9 +44,10 @@ def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[
     :param settings: Hyperparameters
     :param steps: Environment steps
     :param folder: Where logs, evaluations and the model go
-    :return: Nothing more to keep
+    :return: The device, which RL Zoo leaves to Stable-Baselines3
     """
     from rl_zoo3 import train
+    from stable_baselines3.common.utils import get_device
 
     from sb3_swfp.zoo import register
 
@@ -58,7 +59,7 @@ def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[
     sys.argv += ["-conf", str(config), "-f", str(folder), "--eval-freq", str(evaluations), "--eval-episodes", "10"]
     sys.argv += ["--num-threads", "1", "--log-interval", "-1"]
     train.train()
-    return {}
+    return {"device": str(get_device("auto"))}
 
 
 def curve(folder: Path) -> Curve:

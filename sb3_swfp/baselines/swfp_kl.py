@@ -177,17 +177,18 @@ class SWFPKL(FlowAlgorithm):
         self.kl_step, self.kl_particles, self.kl_epoch = kl_step, kl_particles, kl_epoch
         self.policy_delay, self.critic_warmup = policy_delay, critic_warmup
         self.target_candidates, self.noise_correlation = target_candidates, noise_correlation
-        self._updates_in_epoch = 0
         self._demonstrations_required = _init_setup_model
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        self._updates_in_epoch = 0
         self._set_temperature()
 
     def _after_cloning(self, data: Demonstrations) -> None:
         super()._after_cloning(data)
+        self._updates_in_epoch = 0
         self._set_temperature()
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
