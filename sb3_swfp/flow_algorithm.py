@@ -10,7 +10,6 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
-from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_swfp.acting import pick
 from sb3_swfp.base import DemonstrationAlgorithm
@@ -170,24 +169,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         """
         raise TypeError(f"{type(self).__name__} does not say how its flow is improved")
 
-    def _actor_optimizers(self) -> list[th.optim.Optimizer]:
-        return [self.actor.optimizer]
-
-    def _anneal(self, epoch_remaining: float) -> None:
-        """
-        Let the actor's learning rate fall to nothing over an epoch, if it is a clone's: the epoch is to end near its
-        step's minimiser. At a constant rate Adam's jitter alone moves the flow further than a clone's late steps are
-        long, and ``eta`` runs down to its bound (``docs/algorithm.md``). From scratch the rate is left alone: SWFP's
-        epochs are two updates there.
-
-        :param epoch_remaining: Share of the epoch's updates still to come, this one included: above 0, at most 1
-        """
-        if self.is_pretrained:
-            for optimizer in self._actor_optimizers():
-                update_learning_rate(optimizer, self.lr_schedule(self._current_progress_remaining) * epoch_remaining)
-
     def _optimizers(self) -> list[th.optim.Optimizer]:
-        optimizers = [*self._actor_optimizers(), self.critic.optimizer]
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
         return optimizers if self.ent_coef_optimizer is None else [*optimizers, self.ent_coef_optimizer]
 
     def _actor_may_move(self) -> bool:

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import (
     ReplayBufferSamples,
     Schedule,
 )
+from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_swfp.checks import check_arguments
 from sb3_swfp.demonstrations import Demonstrations
@@ -240,9 +241,22 @@ class SWFP(FlowAlgorithm):
         self.jko.step_size.progress_remaining = self._current_progress_remaining
         super().train(gradient_steps, batch_size)
 
-    def _actor_optimizers(self) -> list[th.optim.Optimizer]:
-        optimizers = super()._actor_optimizers()
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        optimizers = super()._optimizers()
         return [*optimizers, self.block_optimizer] if self.block_training == "sequential" else optimizers
+
+    def _anneal(self) -> None:
+        """
+        Let the blocks' learning rate fall to nothing over an epoch, if they are a clone's: the epoch is to end near its
+        step's minimiser. At a constant rate Adam's jitter alone moves the flow further than a clone's late steps are
+        long, and ``eta`` runs down to its bound (``docs/algorithm.md``). From scratch the rate is left alone: epochs
+        are two updates there.
+        """
+        if self.is_pretrained:
+            rate = self.lr_schedule(self._current_progress_remaining) * self.jko.epoch_remaining
+            update_learning_rate(self.actor.optimizer, rate)
+            if self.block_training == "sequential":
+                update_learning_rate(self.block_optimizer, rate)
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
         observations = every_other(batch.observations)
@@ -256,7 +270,7 @@ class SWFP(FlowAlgorithm):
             # ended near -210 instead of -170. A clone's movement is bounded by its spread (docs/experiments-scratch.md)
             return q_values.mean(dim=0) if self.is_pretrained else q_values.amin(dim=0)
 
-        self._anneal(self.jko.epoch_remaining)
+        self._anneal()
         scale = max(self.ripeness.magnitude, 1e-6)
         stale = self.jko.stale_particles(features_reference, q_function, ent_coef, scale)
         if self.block_training == "parallel":

@@ -248,24 +248,12 @@ def test_a_kl_step_stays_on_the_particles_and_raises_their_value() -> None:
     assert float(after.max()) < float(before.max()) + 0.3
 
 
-def test_a_kl_epoch_is_annealed_and_begins_anew_after_loading(tmp_path: Path) -> None:
-    model = make("SWFPKL", kl_epoch=4, learning_rate=1e-3)
+def test_a_kl_epoch_begins_anew_after_loading(tmp_path: Path) -> None:
+    model = make("SWFPKL", kl_epoch=4)
     model.pretrain(gradient_steps=2)
-    batch, rates = model.replay_buffer.sample(16), []
-    for _ in range(6):
+    batch = model.replay_buffer.sample(16)
+    for _ in range(3):
         model._train_actor(batch, 0.0)
-        rates.append(model.actor.optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4, 1e-3, 7.5e-4])
     model.save(tmp_path / "model")
-    loaded = type(model).load(tmp_path / "model", kl_epoch=2)  # shorter than what was done of the old one
-    loaded._train_actor(batch, 0.0)
-    assert loaded.actor.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
-
-
-def test_clone_sac_keeps_a_floor_under_the_clones_spread() -> None:
-    model = make("CloneSAC", Monitor(Mirror()))
-    model.pretrain(gradient_steps=300)
-    assert model.is_pretrained
-    observations = th.as_tensor(model.replay_buffer.demonstrations.observations())
-    mean, log_std, _ = model.actor.get_action_dist_params(observations)
-    assert bool(th.isfinite(mean).all()) and log_std.min().item() > -6.0
+    loaded = type(model).load(tmp_path / "model", kl_epoch=4)
+    assert ["w2_paired" in loaded._train_actor(batch, 0.0) for _ in range(4)] == [False, False, False, True]

@@ -199,7 +199,6 @@ class SWFPKL(FlowAlgorithm):
             temperature = temperature_of_kl(values, target)
             picked = actions[th.arange(len(actions)), pick(values, temperature)]
         loss = flow_matching_loss(self.actor, self.actor.features(observations), picked)
-        self._anneal(1.0 - self._updates_in_epoch / self.kl_epoch)
         self.actor.optimizer.zero_grad()
         loss.backward()
         self.actor.optimizer.step()
