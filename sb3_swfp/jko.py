@@ -102,11 +102,6 @@ class JKOStep:
         """Each block's share of the step size."""
         return self.step_size.value / self.cascade.n_blocks
 
-    @property
-    def epoch_remaining(self) -> float:
-        """Share of the epoch's gradient steps still to come, the next one included: above 0, at most 1."""
-        return 1.0 - self.steps_in_epoch / self.epoch_length
-
     def stale_particles(
         self,
         features: th.Tensor,

@@ -15,7 +15,6 @@ from stable_baselines3.common.type_aliases import (
     ReplayBufferSamples,
     Schedule,
 )
-from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_swfp.checks import check_arguments
 from sb3_swfp.demonstrations import Demonstrations
@@ -51,8 +50,7 @@ class SWFP(FlowAlgorithm):
 
     :param policy: ``"FlowPolicy"`` (or SB3's aliases), which picks its features extractor from the observation space
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: Adam's learning rate for blocks, critics and temperature, or a schedule of the progress left.
-        A clone's blocks get it times the share of the JKO epoch that is left
+    :param learning_rate: Adam's learning rate for blocks, critics and temperature, or a schedule of the progress left
     :param buffer_size: Size of the replay buffer
     :param learning_starts: Steps to collect before learning starts: uniformly at random by a new policy, by the policy
         itself once it is pretrained
@@ -229,7 +227,7 @@ class SWFP(FlowAlgorithm):
 
     def _after_cloning(self, data: Demonstrations) -> None:
         super()._after_cloning(data)
-        self.jko.epoch_length, self.jko.steps_in_epoch = self._epoch_length(), 0
+        self.jko.epoch_length = self._epoch_length()
         self._step_size = self.jko.step_size = self._make_step_size()
         self._set_temperature()
 
@@ -245,19 +243,6 @@ class SWFP(FlowAlgorithm):
         optimizers = super()._optimizers()
         return [*optimizers, self.block_optimizer] if self.block_training == "sequential" else optimizers
 
-    def _anneal(self) -> None:
-        """
-        Let the blocks' learning rate fall to nothing over an epoch, if they are a clone's: the epoch is to end near its
-        step's minimiser. At a constant rate Adam's jitter alone moves the flow further than a clone's late steps are
-        long, and ``eta`` runs down to its bound (``docs/algorithm.md``). From scratch the rate is left alone: epochs
-        are two updates there.
-        """
-        if self.is_pretrained:
-            rate = self.lr_schedule(self._current_progress_remaining) * self.jko.epoch_remaining
-            update_learning_rate(self.actor.optimizer, rate)
-            if self.block_training == "sequential":
-                update_learning_rate(self.block_optimizer, rate)
-
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
         observations = every_other(batch.observations)
         with th.no_grad():
@@ -270,7 +255,6 @@ class SWFP(FlowAlgorithm):
             # ended near -210 instead of -170. A clone's movement is bounded by its spread (docs/experiments-scratch.md)
             return q_values.mean(dim=0) if self.is_pretrained else q_values.amin(dim=0)
 
-        self._anneal()
         scale = max(self.ripeness.magnitude, 1e-6)
         stale = self.jko.stale_particles(features_reference, q_function, ent_coef, scale)
         if self.block_training == "parallel":

@@ -271,7 +271,7 @@ class JKOStepSize:
         """
         if self.target is None or not math.isfinite(moved):
             return
-        # Not to nothing: learning may go on, and what is left of the optimiser's jitter would run eta down to its bound
+        # Below a tenth the optimiser's own jitter moves the policy, and eta would run down to its bound
         share = max(self.progress_remaining, 0.1) if self.decays else 1.0
         ratio = share * self.target / max(moved, 1e-12)
         factor = min(max(ratio, 1.0 / self.MAX_CHANGE), self.MAX_CHANGE)

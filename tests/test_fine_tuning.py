@@ -114,43 +114,6 @@ def test_the_actor_waits_while_values_drift() -> None:
     assert not same(weights(model.actor), before)
 
 
-@pytest.mark.parametrize("block_training", ["parallel", "sequential"])
-def test_a_clones_learning_rate_falls_over_an_epoch_and_begins_again(
-    monkeypatch: pytest.MonkeyPatch, block_training: str
-) -> None:
-    model = clone(
-        learning_starts=0,
-        critic_warmup=0,
-        policy_delay=1,
-        jko_epoch=4,
-        learning_rate=1e-3,
-        block_training=block_training,
-    )
-    model.policy.critic_is_ripe.fill_(True)
-    model.ripeness = CriticRipeness(updates=10_000, fast=1.0, slow=1.0, magnitude=1.0)
-    blocks = model.actor.optimizer if block_training == "parallel" else model.block_optimizer
-    rates: list[tuple[float, float]] = []
-    step = model.actor.optimizer.step
-
-    def recorded(*args: Any) -> Any:
-        rates.append((blocks.param_groups[-1]["lr"], model.critic.optimizer.param_groups[0]["lr"]))
-        return step(*args)
-
-    monkeypatch.setattr(model.actor.optimizer, "step", recorded)
-    model.learn(6)
-    actor, critic = zip(*rates, strict=True)
-    assert actor[:6] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4, 1e-3, 7.5e-4])
-    assert set(critic) == {1e-3}
-    model.pretrain(gradient_steps=2, batch_size=64)  # another clone, another epoch
-    assert model.jko.epoch_remaining == 1.0
-
-
-def test_from_scratch_it_does_not() -> None:
-    model = tiny_model(Mirror(), learning_starts=0, policy_delay=1, learning_rate=1e-3, jko_epoch=4)
-    model.learn(3)
-    assert model._n_updates == 3 and model.actor.optimizer.param_groups[0]["lr"] == 1e-3
-
-
 @pytest.mark.parametrize("better", [False, True])
 def test_the_actor_waits_until_the_critics_picks_pay(better: bool) -> None:
     model = clone(learning_starts=0, critic_warmup=5, policy_delay=1)

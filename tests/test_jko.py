@@ -104,35 +104,6 @@ def test_a_gaussian_moves_as_the_closed_form_says() -> None:
     th.testing.assert_close(th.cov(moved.T), expected, rtol=0.0, atol=0.03)
 
 
-@pytest.mark.parametrize("annealed", [True, False])
-def test_a_small_step_stays_small_if_the_epoch_is_annealed(annealed: bool) -> None:
-    """
-    Linear energy with a noisy gradient, one block: the minimiser moves every particle by eta times the mean gradient.
-    At a constant rate Adam's jitter moves them: a hundredth of eta then moves them a twelfth as far.
-    """
-    moved, slope = [], th.tensor([1.0, -2.0])
-    for eta in (1e-2, 1e-4):
-        th.manual_seed(0)
-        cascade, reference = cascades(2, n_blocks=1)
-        jko = JKOStep(cascade, reference, JKOStepSize(eta))
-        optimizer = th.optim.Adam(cascade.parameters(), lr=1e-3)
-        for _ in range(4 * jko.epoch_length):
-            features = th.randn(64, 3)
-            stale = jko.stale_particles(features, energy_q, 0.0)
-            adjoint = slope + 20.0 * th.randn_like(stale.adjoint)
-            loss = jko.parallel_loss(features, stale._replace(adjoint=adjoint), 0.0)
-            optimizer.param_groups[0]["lr"] = 1e-3 * (jko.epoch_remaining if annealed else 1.0)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if jko.count_step():
-                features = th.randn(2_000, 3)
-                moved.append(jko.finish_epoch(features, features)["w2_paired"])
-                reference.load_state_dict(cascade.state_dict())
-    # In the last epochs, when Adam's averages have settled
-    assert (moved[3] / moved[7] > 25.0) is annealed
-
-
 def test_a_gaussian_moves_as_the_closed_form_with_entropy_says() -> None:
     """
     One dimension, one block, identity at first. With the map T(x) = a x + b on N(0, 1) the objective
