@@ -257,3 +257,12 @@ def test_a_kl_epoch_begins_anew_after_loading(tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model", kl_epoch=4)
     assert ["w2_paired" in loaded._train_actor(batch, 0.0) for _ in range(4)] == [False, False, False, True]
+
+
+def test_clone_sac_keeps_a_floor_under_the_clones_spread() -> None:
+    model = make("CloneSAC", Monitor(Mirror()))
+    model.pretrain(gradient_steps=300)
+    assert model.is_pretrained
+    observations = th.as_tensor(model.replay_buffer.demonstrations.observations())
+    mean, log_std, _ = model.actor.get_action_dist_params(observations)
+    assert bool(th.isfinite(mean).all()) and log_std.min().item() > -6.0
