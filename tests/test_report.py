@@ -288,7 +288,13 @@ def test_tasks_may_have_run_on_different_machines(toy: Any, tmp_path: Path) -> N
     page = report("toy", tmp_path)
     assert "Versions: python 3.11.0; door with torch 2.13.0; pen with torch 2.11.0; swfp with code swfp" in page
     store(tmp_path, "rlpd", 1, 0.5, 0.6, task="pen", versions=VERSIONS | {"code": "rlpd"})
-    with pytest.raises(ValueError, match=r"results of rlpd differ in torch: .*2\.11.* in .*pen/rlpd-0; .*pen/rlpd-1"):
+    with pytest.raises(
+        ValueError, match=r"results of pen differ in torch: .*2\.11.* in .*pen/swfp-0.*pen/rlpd-0; .*pen/rlpd-1"
+    ):
+        report("toy", tmp_path)
+    # A package that one algorithm alone has
+    store(tmp_path, "rlpd", 1, 0.5, 0.6, task="pen", versions=elsewhere | {"code": "rlpd", "sb3-contrib": "2.9.2"})
+    with pytest.raises(ValueError, match=r'results of rlpd differ in sb3-contrib: none in .*; "2\.9\.2" in .*rlpd-1'):
         report("toy", tmp_path)
 
 

@@ -96,7 +96,7 @@ def _listed(cells: Iterable[Cell]) -> list[str]:
 
 
 def _versions(stored: Stored) -> str:
-    # Within a task and an algorithm they are the same, see collect()
+    # A task's packages and an algorithm's code are the same, see collect()
     pairs = {(task, algo): stored.of(task, algo) for task in stored.tasks for algo in stored.algos(task)}
     found = {pair: results[0].versions for pair, results in pairs.items()}
     left = list(dict.fromkeys(key for versions in found.values() for key in versions))

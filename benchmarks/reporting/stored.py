@@ -107,7 +107,7 @@ def collect(name: str, root: Path) -> Stored:
     :param root: Folder of all results
     :return: Its results
     :raises ValueError: if there are results that must not be averaged: of different code within one algorithm, of
-        different versions or settings within a task and an algorithm, scores that are not finite; all of them are named
+        different packages within a task, of different settings within both, scores that are not finite; all are named
     """
     suite, begun = SUITES[name], set()
     found: dict[tuple[str, str], list[Result]] = {}
@@ -121,11 +121,18 @@ def collect(name: str, root: Path) -> Stored:
             problems += _invalid(result, cell, root)
     for algo in suite.algos:
         groups = [results for (_, other), results in found.items() if other == algo]
-        # Tasks may have run on different machines; seeds, over which means are taken, may not
-        problems += _differences([result for results in groups for result in results], "versions", root, ("code",))
+        problems += _differences(algo, [result for results in groups for result in results], "versions", root, {"code"})
         for results in groups:
-            problems += _differences(results, "versions", root, but=("code",))
-            problems += _differences(results, "config", root)
+            problems += _differences(algo, results, "config", root)
+    for task in suite.tasks:
+        # What is compared is compared within a task: tasks may have run on different machines, its algorithms may not
+        of_task = [result for (other, _), results in found.items() if other == task for result in results]
+        common = set.intersection(*(set(result.versions) for result in of_task)) if of_task else set()
+        problems += _differences(task, of_task, "versions", root, common - {"code"})
+        for algo in suite.algos:
+            results = found.get((task, algo), [])
+            own = {key for result in results for key in result.versions} - common - {"code"}
+            problems += _differences(algo, results, "versions", root, own)
     if problems:
         raise ValueError("\n".join(problems))
     return Stored(name, suite, {key: tuple(results) for key, results in found.items()}, frozenset(begun))
@@ -154,22 +161,21 @@ def _invalid(result: Result, cell: Cell, root: Path) -> list[str]:
 
 
 def _differences(
-    results: Sequence[Result], what: str, root: Path, only: Sequence[str] | None = None, but: Sequence[str] = ()
+    name: str, results: Sequence[Result], what: str, root: Path, keys: set[str] | None = None
 ) -> list[str]:
-    """One line for each entry of their ``what`` in which results of an algorithm differ."""
+    """One line for each entry (of these, or of all) of their ``what`` in which a task's or an algorithm's differ."""
     entries: list[dict[str, Any]] = [getattr(result, what) for result in results]
     problems = []
-    for key in sorted({key for entry in entries for key in entry if only is None or key in only} - set(but)):
+    for key in sorted({key for entry in entries for key in entry} if keys is None else keys):
         groups: dict[str, list[str]] = {}
         for result, entry in zip(results, entries, strict=True):
             value = json.dumps(entry[key], sort_keys=True) if key in entry else "none"
             groups.setdefault(value, []).append(str(result.cell.folder(root)))
         if len(groups) > 1:
             listed = "; ".join(f"{value} in {_some(folders)}" for value, folders in groups.items())
-            cell = results[0].cell
             problems.append(
-                f"{cell.suite}: results of {cell.algo} differ in {key}: {listed}. Results of different {what} are not "
-                f"averaged: remove the older folders and run the suite again"
+                f"{results[0].cell.suite}: results of {name} differ in {key}: {listed}. Results of different {what} are "
+                f"not averaged: remove the older folders and run the suite again"
             )
     return problems
 
