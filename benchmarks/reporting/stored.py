@@ -174,8 +174,8 @@ def _differences(
         if len(groups) > 1:
             listed = "; ".join(f"{value} in {_some(folders)}" for value, folders in groups.items())
             problems.append(
-                f"{results[0].cell.suite}: results of {name} differ in {key}: {listed}. Results of different {what} are "
-                f"not averaged: remove the older folders and run the suite again"
+                f"{results[0].cell.suite}: results of {name} differ in {key}: {listed}. Results of different {what} "
+                f"are not averaged: remove the older folders and run the suite again"
             )
     return problems
 
