@@ -7,7 +7,9 @@ import numpy as np
 
 class CriticTrial:
     """
-    Draws a lot for every episode and adds up its rewards, so that environments without a ``Monitor`` are judged too.
+    Draws a lot for every other episode, whose successor is of the other kind, and adds up rewards, so that environments
+    without a ``Monitor`` are judged too. (With a lot for every episode, on AdroitHandDoor a critic waited 17 episodes of
+    200 steps for its fifth of each kind.)
 
     :param n_envs: Number of environments
     """
@@ -15,6 +17,8 @@ class CriticTrial:
     def __init__(self, n_envs: int):
         self.picking = np.zeros(n_envs, dtype=bool)
         self._returns = np.zeros(n_envs)
+        # Whether the next episode of an environment is the second of two, and so of the other kind
+        self._second = np.zeros(n_envs, dtype=bool)
 
     def step(self, rewards: np.ndarray, dones: np.ndarray, on_trial: bool) -> list[tuple[float, bool]]:
         """
@@ -27,5 +31,7 @@ class CriticTrial:
         ended = [(float(self._returns[i]), bool(self.picking[i])) for i in np.flatnonzero(dones)]
         self._returns[dones] = 0.0
         # The global generator, which SB3 seeds: the same seed draws the same lots
-        self.picking[dones] = (np.random.random(int(dones.sum())) < 0.5) & on_trial
+        lots = np.where(self._second[dones], ~self.picking[dones], np.random.random(int(dones.sum())) < 0.5)
+        self.picking[dones] = lots & on_trial
+        self._second[dones] = ~self._second[dones] & on_trial
         return ended

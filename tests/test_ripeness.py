@@ -105,3 +105,27 @@ def test_trial_adds_up_rewards_and_draws_lots() -> None:
     assert sorted({episode_return for episode_return, _ in ended}) == [2.0, 40.0]
     picked = [picks for _, picks in ended]
     assert not any(picked[:3]) and 0.4 < np.mean(picked) < 0.6
+
+
+def test_every_two_episodes_of_a_trial_one_of_each_kind() -> None:
+    np.random.seed(0)
+    trial, one = CriticTrial(1), np.ones(1, dtype=bool)
+    kinds = []
+    for on_trial in [False] * 3 + [True] * 201:
+        trial.step(np.zeros(1), one, on_trial)
+        kinds.append(bool(trial.picking[0]))
+    assert not any(kinds[:3])
+    pairs = np.reshape(kinds[3:203], (100, 2))
+    assert (pairs.sum(axis=1) == 1).all()
+    assert 0.35 < pairs[:, 0].mean() < 0.65  # which comes first is drawn by lot
+
+
+def test_a_trial_that_was_broken_off_begins_with_a_lot() -> None:
+    np.random.seed(0)
+    firsts = []
+    for _ in range(40):
+        trial, one = CriticTrial(1), np.ones(1, dtype=bool)
+        for on_trial in (True, False, True):
+            trial.step(np.zeros(1), one, on_trial)
+        firsts.append(bool(trial.picking[0]))
+    assert 0.2 < np.mean(firsts) < 0.8

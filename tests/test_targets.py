@@ -53,12 +53,22 @@ def particles(model: SWFP, m: int) -> th.Tensor:
         return bound_action(actor.cascade.integrate(features, actor.noise(m * N_STATES)).particles[-1])
 
 
-def test_the_ensemble_s_mean_picks_and_the_pair_s_minimum_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pair_s_mean_picks_and_its_minimum_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_with_known_critics(monkeypatch, target_candidates=4)
-    known = known_q_values(particles(model, 4)).view(3, N_STATES, 4)
+    known = known_q_values(particles(model, 4)).view(3, N_STATES, 4)[[2, 0]]
     picked = known.mean(dim=0).argmax(dim=1, keepdim=True)
-    expected = known[[0, 2]].amin(dim=0).gather(1, picked)[:, 0]
+    expected = known.amin(dim=0).gather(1, picked)[:, 0]
     th.testing.assert_close(values(model), expected)
+
+
+@pytest.mark.parametrize(("pretrained", "m"), [(False, 1), (True, 4)])
+def test_a_clone_s_target_has_as_many_candidates_as_act(
+    monkeypatch: pytest.MonkeyPatch, pretrained: bool, m: int
+) -> None:
+    model = model_with_known_critics(monkeypatch, policy_kwargs={"n_candidates": 4})
+    model.is_pretrained = pretrained
+    stated = model_with_known_critics(monkeypatch, target_candidates=m, policy_kwargs={"n_candidates": 4})
+    th.testing.assert_close(values(model), values(stated))
 
 
 def test_one_particle_until_the_critic_is_ripe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ class SWFPKL(FlowAlgorithm):
         kl_epoch: int = 50,
         policy_delay: int = 2,
         critic_warmup: int = 2000,
-        target_candidates: int = 1,
+        target_candidates: int | str = "auto",
         noise_correlation: float = 0.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
