@@ -71,7 +71,6 @@ _GAUSSIAN = dict(_UPDATES, critic_scale="auto", policy_kwargs=_CRITIC)
 _FLOW = dict(
     _UPDATES,
     ent_coef=0.0,
-    target_candidates=2,
     policy_kwargs=_CRITIC,
     replay_buffer_class="DemonstrationReplayBuffer",
 )

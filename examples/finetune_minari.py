@@ -36,7 +36,6 @@ SETTINGS: dict[str, Any] = {
         "gamma": 0.99,
         "n_steps": 10,
         "ent_coef": 0.0,  # the clone brings its own spread, and the trust region keeps it
-        "target_candidates": 2,  # the critic learns what the policy is worth as it acts, with the critic's picks
         "policy_kwargs": {"n_critics": 5},
     },
 }

@@ -8,8 +8,8 @@ import numpy as np
 class CriticTrial:
     """
     Draws a lot for every other episode, whose successor is of the other kind, and adds up rewards, so that environments
-    without a ``Monitor`` are judged too. (With a lot for every episode, on AdroitHandDoor a critic waited 17 episodes of
-    200 steps for its fifth of each kind.)
+    without a ``Monitor`` are judged too. (With a lot for every episode, a critic on AdroitHandDoor waited 17 episodes
+    of 200 steps for its fifth of each kind.)
 
     :param n_envs: Number of environments
     """

@@ -72,7 +72,7 @@ def _sample_flow(trial: optuna.Trial, with_demonstrations: bool) -> Params:
     }
     if with_demonstrations:
         sampled["demonstration_share"] = trial.suggest_float("demonstration_share", 0.1, 0.75)
-        sampled["target_candidates"] = trial.suggest_categorical("target_candidates", [1, 2, 4])
+        sampled["target_candidates"] = trial.suggest_categorical("target_candidates", [1, 4, "auto"])
         sampled["with_entropy"] = trial.suggest_categorical("with_entropy", [False, True])
     return sampled
 
