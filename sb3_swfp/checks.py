@@ -24,10 +24,6 @@ def check_arguments(**arguments: Any) -> None:
     :raises ValueError: naming the argument, its value and what it may be
     """
     for name, value in arguments.items():
-        if name == "target_candidates" and isinstance(value, str):
-            if value != "auto":
-                raise ValueError(f'target_candidates must be a number of at least 1 or "auto", got {value!r}')
-            continue
         if name in _POSITIVE and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
         if name == "critic_warmup" and value < 0:

@@ -146,7 +146,6 @@ class SWFP(FlowAlgorithm):
             n_steps=n_steps,
             buffer_size=buffer_size,
             critic_warmup=critic_warmup,
-            target_candidates=target_candidates,
             noise_correlation=noise_correlation,
             gamma=gamma,
             tau=tau,

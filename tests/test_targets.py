@@ -61,6 +61,15 @@ def test_the_pair_s_mean_picks_and_its_minimum_judges(monkeypatch: pytest.Monkey
     th.testing.assert_close(values(model), expected)
 
 
+@pytest.mark.parametrize("m", [1, 3, 600])
+def test_values_in_parts_are_those_at_once(m: int) -> None:
+    model = tiny_model(policy_kwargs={"n_critics": 3})
+    features, actions, members = th.randn(300, 3), th.rand(300 * m, 1) * 2 - 1, th.tensor([2, 0])
+    with th.no_grad():
+        found = model._target_q_values(features, actions, members)
+        th.testing.assert_close(found, model.critic_target.q_values(features, actions, members))
+
+
 @pytest.mark.parametrize(("pretrained", "m"), [(False, 1), (True, 4)])
 def test_a_clone_s_target_has_as_many_candidates_as_act(
     monkeypatch: pytest.MonkeyPatch, pretrained: bool, m: int

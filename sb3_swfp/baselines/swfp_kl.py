@@ -133,7 +133,6 @@ class SWFPKL(FlowAlgorithm):
             n_steps=n_steps,
             buffer_size=buffer_size,
             critic_warmup=critic_warmup,
-            target_candidates=target_candidates,
             noise_correlation=noise_correlation,
             gamma=gamma,
             tau=tau,
