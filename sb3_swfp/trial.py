@@ -1,4 +1,4 @@
-"""The critic's trial: in which episodes it picks among candidates, by lot, and what they return."""
+"""The critic's trial: in which episodes it picks among candidates, and what they return."""
 
 from __future__ import annotations
 
