@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -73,12 +74,12 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
                 f"{type(self).__name__} needs a FlowActorCriticPolicy, not {self.policy_class.__name__}: another "
                 "algorithm's file?"
             )
-        if not isinstance(self.target_candidates, str):
-            check_arguments(target_candidates=self.target_candidates)
-        elif self.target_candidates != "auto":
-            raise ValueError(
-                f'target_candidates must be a number of at least 1 or "auto", got {self.target_candidates!r}'
-            )
+        candidates: Any = self.target_candidates
+        whole = isinstance(candidates, (int, np.integer)) and not isinstance(candidates, bool)
+        if candidates != "auto" and not whole:
+            raise ValueError(f'target_candidates must be a whole number or "auto", got {candidates!r}')
+        if whole:
+            check_arguments(target_candidates=candidates)
         super()._setup_model()
         self._create_aliases()
 
@@ -229,26 +230,41 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
 
     def _next_values(self, observations: PyTorchObs, ent_coef: float) -> th.Tensor:
         """Soft values of the next states for the policy as it acts, critic's picks included: ``[B]``."""
-        features = self.actor_average.features(observations)
+        features, critic_features = self.actor_average.features(observations), self.critic_target.features(observations)
         m = self._candidates_in_target if bool(self.policy.critic_is_ripe) else 1
-        sweep = self.actor_average.cascade.integrate(
-            features, self.actor_average.noise(len(features) * m), log_det=ent_coef > 0.0
-        )
+        noise = self.actor_average.noise(len(features) * m)
+        if m > 1:
+            return self._picked_values(features, critic_features, noise.view(len(features), m, -1), ent_coef)
+        sweep = self.actor_average.cascade.integrate(features, noise, log_det=ent_coef > 0.0)
         actions = bound_action(sweep.particles[-1])
         log_prob = cascade_log_prob(sweep) if ent_coef > 0.0 else th.zeros(len(actions), device=self.device)
-        pair = th.randperm(self.critic.n_critics)[:2]
-        q_values = self._target_q_values(self.critic_target.features(observations), actions, pair)
-        values = q_values.amin(dim=0) - ent_coef * log_prob
-        if m == 1:
-            return values
-        # The whole ensemble would rank as it does when acting, at twice the cost and, where measured, no better
-        picked = pick(q_values.mean(dim=0).view(-1, m), self.policy.temperature)
-        return values.view(-1, m).gather(1, picked.unsqueeze(1)).squeeze(1)
+        return self.critic_target.q_values(critic_features, actions, self._pair()).amin(dim=0) - ent_coef * log_prob
+
+    def _pair(self) -> th.Tensor:
+        return th.randperm(self.critic.n_critics)[:2]
+
+    def _picked_values(
+        self, features: th.Tensor, critic_features: th.Tensor, noise: th.Tensor, ent_coef: float
+    ) -> th.Tensor:
+        """Soft values of the pair's picks among the particles of ``noise``, ``[B, M, d]``: ``[B]``."""
+        cascade, (n, m, _) = self.actor_average.cascade, noise.shape
+        actions = bound_action(cascade.integrate(features, noise.flatten(0, 1)).particles[-1])
+        # The whole ensemble would rank as it does when acting, but at twice the cost of all that is done here
+        q_values = self._target_q_values(critic_features, actions, self._pair()).view(-1, n, m)
+        scores = q_values.mean(dim=0)
+        picked = pick(scores, self.policy.temperature).unsqueeze(1)
+        values = q_values.amin(dim=0).gather(1, picked).squeeze(1)
+        if ent_coef > 0.0:
+            sweep = cascade.integrate(features, noise[th.arange(n), picked.squeeze(1)], log_det=True)
+            # Picks with weights w have the density M w pi, to be had from M particles alone: less entropy than pi's
+            log_weights = th.log_softmax(scores / self.policy.temperature, dim=1).gather(1, picked).squeeze(1)
+            values = values - ent_coef * (cascade_log_prob(sweep) + log_weights + math.log(m))
+        return values
 
     def _target_q_values(self, features: th.Tensor, actions: th.Tensor, members: th.Tensor) -> th.Tensor:
         """Values of ``M`` actions per state, ``[B * M, d] -> [len(members), B * M]``, a part at a time on the CPU."""
         per_state = len(actions) // len(features)
-        if actions.is_cuda or len(actions) <= _PARTICLES_AT_A_TIME:
+        if actions.device.type != "cpu" or len(actions) <= _PARTICLES_AT_A_TIME:
             return self.critic_target.q_values(features, actions, members)
         states = max(_PARTICLES_AT_A_TIME // per_state, 1)
         parts = zip(features.split(states), actions.split(states * per_state), strict=True)

@@ -25,7 +25,7 @@ class CriticRipeness:
     updates, and its gradient points wherever the climb does. (On AdroitHandPen the drift was 0.28 after 2,500 updates,
     0.08 after 5,000 and 0.01 after 20,000: ``docs/experiments.md``.) A settled critic can still rank wrongly: on
     FetchPickAndPlace one with a drift of 0.06 halved a clone's success. So once it has settled it is tried: in one of
-    every two episodes it picks among the candidates, and it is ripe to rank once these episodes return as much.
+    every two episodes, by lot, it picks among the candidates, and it is ripe to rank once these return as much.
 
     :param updates: Critic updates seen
     :param fast: Mean Q over about 200 updates

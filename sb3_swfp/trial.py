@@ -1,15 +1,17 @@
-"""The critic's trial: in which episodes it picks among candidates, and what they return."""
+"""The critic's trial: by lot, in which episodes it picks among candidates, and what they return."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 
 class CriticTrial:
     """
-    Draws a lot for every other episode, whose successor is of the other kind, and adds up rewards, so that environments
-    without a ``Monitor`` are judged too. (With a lot for every episode, a critic on AdroitHandDoor waited 17 episodes
-    of 200 steps for its fifth of each kind.)
+    In each environment episodes come in pairs: the critic picks in one of the two, and a lot decides in which. (With a
+    lot for every episode, a critic on AdroitHandDoor waited 17 episodes of 200 steps for its fifth of each kind.)
+    Rewards are added up here, so that environments without a ``Monitor`` are judged too.
 
     :param n_envs: Number of environments
     """
@@ -19,6 +21,10 @@ class CriticTrial:
         self._returns = np.zeros(n_envs)
         # Whether the next episode of an environment is the second of two, and so of the other kind
         self._second = np.zeros(n_envs, dtype=bool)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Files of before there were pairs
+        self.__dict__.update({"_second": np.zeros_like(state["picking"])} | state)
 
     def step(self, rewards: np.ndarray, dones: np.ndarray, on_trial: bool) -> list[tuple[float, bool]]:
         """

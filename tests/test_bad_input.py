@@ -51,7 +51,7 @@ def test_unbounded_action_spaces(low: float, high: float) -> None:
         ({"target_update_interval": 0}, "target_update_interval must be at least 1"),
         ({"critic_warmup": -1}, "critic_warmup must not be negative"),
         ({"target_candidates": 0}, "target_candidates must be at least 1"),
-        ({"target_candidates": "all"}, "at least 1 or \"auto\", got 'all'"),
+        ({"target_candidates": "all"}, "must be a whole number or \"auto\", got 'all'"),
         ({"gamma": 1.5}, r"gamma must lie in \[0, 1\], got 1.5"),
         ({"gamma": float("nan")}, "gamma"),
         ({"tau": -0.1}, r"tau must lie in \[0, 1\], got -0.1"),

@@ -107,25 +107,37 @@ def test_trial_adds_up_rewards_and_draws_lots() -> None:
     assert not any(picked[:3]) and 0.4 < np.mean(picked) < 0.6
 
 
-def test_every_two_episodes_of_a_trial_one_of_each_kind() -> None:
+def test_every_two_episodes_of_an_environment_one_of_each_kind() -> None:
     np.random.seed(0)
-    trial, one = CriticTrial(1), np.ones(1, dtype=bool)
-    kinds = []
-    for on_trial in [False] * 3 + [True] * 201:
-        trial.step(np.zeros(1), one, on_trial)
-        kinds.append(bool(trial.picking[0]))
-    assert not any(kinds[:3])
-    pairs = np.reshape(kinds[3:203], (100, 2))
-    assert (pairs.sum(axis=1) == 1).all()
-    assert 0.35 < pairs[:, 0].mean() < 0.65  # which comes first is drawn by lot
+    trial, kinds = CriticTrial(3), [[], [], []]  # type: ignore[var-annotated]
+    for step in range(1200):
+        dones = np.array([step % period == period - 1 for period in (1, 2, 3)])
+        trial.step(np.zeros(3), dones, on_trial=step >= 6)
+        for i in np.flatnonzero(dones):
+            kinds[i].append(bool(trial.picking[i]))
+    for i, before in enumerate((6, 3, 2)):
+        assert not any(kinds[i][:before])
+        of_trial = kinds[i][before:]
+        pairs = np.reshape(of_trial[: len(of_trial) // 2 * 2], (-1, 2))
+        assert len(pairs) > 190 and (pairs.sum(axis=1) == 1).all()
+        assert 0.35 < pairs[:, 0].mean() < 0.65  # which comes first is drawn by lot
 
 
-def test_a_trial_that_was_broken_off_begins_with_a_lot() -> None:
+def test_a_trial_that_was_broken_off_begins_with_a_new_pair() -> None:
     np.random.seed(0)
-    firsts = []
+    one, pairs = np.ones(1, dtype=bool), []
     for _ in range(40):
-        trial, one = CriticTrial(1), np.ones(1, dtype=bool)
-        for on_trial in (True, False, True):
+        trial, kinds = CriticTrial(1), []
+        for on_trial in (True, False, True, True):  # broken off after the first of a pair
             trial.step(np.zeros(1), one, on_trial)
-        firsts.append(bool(trial.picking[0]))
-    assert 0.2 < np.mean(firsts) < 0.8
+            kinds.append(bool(trial.picking[0]))
+        assert not kinds[1] and kinds[2] != kinds[3]
+        pairs.append(kinds[2])
+    assert 0.2 < np.mean(pairs) < 0.8
+
+
+def test_trial_of_a_file_from_before_there_were_pairs() -> None:
+    trial = CriticTrial(2)
+    state = {name: value for name, value in vars(trial).items() if name != "_second"}
+    trial.__setstate__(state)
+    trial.step(np.zeros(2), np.ones(2, dtype=bool), True)

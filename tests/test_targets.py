@@ -61,13 +61,21 @@ def test_the_pair_s_mean_picks_and_its_minimum_judges(monkeypatch: pytest.Monkey
     th.testing.assert_close(values(model), expected)
 
 
-@pytest.mark.parametrize("m", [1, 3, 600])
-def test_values_in_parts_are_those_at_once(m: int) -> None:
+@pytest.mark.parametrize(("n_states", "m"), [(2000, 1), (300, 3), (3, 600)])
+def test_values_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch, n_states: int, m: int) -> None:
     model = tiny_model(policy_kwargs={"n_critics": 3})
-    features, actions, members = th.randn(300, 3), th.rand(300 * m, 1) * 2 - 1, th.tensor([2, 0])
+    features, members = th.randn(n_states, 3), th.tensor([2, 0])
+    actions = th.rand(n_states * m, 1) * 2 - 1
+    at_once, rows = model.critic_target.q_values, []
+
+    def noted(features: th.Tensor, actions: th.Tensor, members: th.Tensor) -> th.Tensor:
+        rows.append(len(actions))
+        return at_once(features, actions, members)
+
+    monkeypatch.setattr(model.critic_target, "q_values", noted)
     with th.no_grad():
-        found = model._target_q_values(features, actions, members)
-        th.testing.assert_close(found, model.critic_target.q_values(features, actions, members))
+        th.testing.assert_close(model._target_q_values(features, actions, members), at_once(features, actions, members))
+    assert len(rows) > 1 and max(rows) <= max(512, m)
 
 
 @pytest.mark.parametrize(("pretrained", "m"), [(False, 1), (True, 4)])
@@ -78,6 +86,7 @@ def test_a_clone_s_target_has_as_many_candidates_as_act(
     model.is_pretrained = pretrained
     stated = model_with_known_critics(monkeypatch, target_candidates=m, policy_kwargs={"n_candidates": 4})
     th.testing.assert_close(values(model), values(stated))
+    th.testing.assert_close(values(model, ripe=False), known_q_values(particles(model, 1))[[0, 2]].amin(dim=0))
 
 
 def test_one_particle_until_the_critic_is_ripe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +109,42 @@ def test_picks_are_as_soft_as_when_acting(monkeypatch: pytest.MonkeyPatch) -> No
     assert values(model).mean() > values(one).mean() + 0.05
     model.policy.temperature.fill_(1e8)
     assert values(model).mean().item() == pytest.approx(values(one).mean().item(), abs=0.04)
-    # -log pi, which the probability's logarithm in expectation is, whichever particle is picked at random
+    # -log pi in expectation, whichever particle is picked at random
     entropies = [(values(each, ent_coef=1.0) - values(each)).mean().item() for each in (model, one)]
     assert entropies[0] == pytest.approx(entropies[1], abs=0.1)
+
+
+def test_picks_have_the_entropy_of_the_density_that_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Particles of N(0, I), picked by exp(b x), are of N(b, I), whose entropy is that of N(0, I): what is added to the
+    value is 1.42 a dimension. (-log pi at the picks would be larger by b^2 / 2, the divergence of the two.)
+    """
+    slope, spread = 0.5, 0.2
+    model = tiny_model(policy_kwargs={"n_candidates": 256, "n_critics": 2}, target_candidates=256)
+    model.policy.critic_is_ripe.fill_(True)
+    model.policy.temperature.fill_(1.0)
+    cascade = model.actor_average.cascade
+    # One block after the other takes x to spread * x, in actions far from the bounds
+    rate = spread ** (1.0 / cascade.n_blocks)
+    monkeypatch.setattr(
+        cascade, "velocity", lambda n, state, x, t, tangents=None: ((rate - 1.0) / cascade.step * x, None)
+    )
+    monkeypatch.setattr(
+        cascade,
+        "velocity_and_jacobian",
+        lambda blocks, state, x, t, every=1: (
+            (rate - 1.0) / cascade.step * x,
+            (rate - 1.0) / cascade.step * th.eye(1).expand(*x[:, ::every].shape, 1),
+        ),
+    )
+    monkeypatch.setattr(
+        model.critic_target,
+        "q_values",
+        lambda _, actions, members=None: (slope / spread * actions[:, 0]).expand(2, -1),
+    )
+    soft, hard = (values(model, ent_coef=ent_coef).mean().item() for ent_coef in (1.0, 0.0))
+    assert hard == pytest.approx(slope**2, abs=0.05)
+    assert soft - hard == pytest.approx(0.5 * np.log(2 * np.pi * np.e) + np.log(spread), abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +187,18 @@ def test_hindsight_goals() -> None:
     model.policy.critic_is_ripe.fill_(True)
     model.learn(60)
     assert np.isfinite(list(metrics(model).values())).all()
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded_with", "m"), [("auto", {}, 4), (2, {}, 2), (1, {"target_candidates": "auto"}, 4)]
+)
+def test_a_saved_clone_keeps_its_candidates(
+    tmp_path: Any, saved: int | str, loaded_with: dict[str, Any], m: int
+) -> None:
+    model = tiny_model(target_candidates=saved, policy_kwargs={"n_candidates": 4})
+    model.is_pretrained = True
+    model.save(tmp_path / "model")
+    assert SWFP.load(tmp_path / "model", **loaded_with)._candidates_in_target == m
 
 
 def test_saved_and_loaded(tmp_path: Any) -> None:
