@@ -227,7 +227,7 @@ class SWFP(FlowAlgorithm):
 
     def _after_cloning(self, data: Demonstrations) -> None:
         super()._after_cloning(data)
-        self.jko.epoch_length = self._epoch_length()
+        self.jko.epoch_length, self.jko.steps_in_epoch = self._epoch_length(), 0
         self._step_size = self.jko.step_size = self._make_step_size()
         self._set_temperature()
 

@@ -196,6 +196,19 @@ def test_what_pretraining_sets() -> None:
     assert (model.jko.step_size.value, model._current_ent_coef()) == (0.07, pytest.approx(0.2))
 
 
+def test_a_jko_epoch_begins_anew_with_another_clone() -> None:
+    model = clone(jko_epoch=4)
+    batch = model.replay_buffer.sample(16)
+
+    def ends() -> list[bool]:
+        return ["w2_paired" in model._train_actor(batch, 0.0) for _ in range(4)]
+
+    assert ends() == [False, False, False, True]
+    model._train_actor(batch, 0.0)  # in the middle of an epoch, against a reference that goes
+    model.pretrain(gradient_steps=2)
+    assert ends() == [False, False, False, True]
+
+
 def test_exploration_of_a_clone_is_as_soft_as_its_temperature() -> None:
     """Candidates compete before the blocks move: the temperature must be alpha's from the first competition on."""
     model = clone(learning_starts=0)
