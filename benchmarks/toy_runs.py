@@ -37,7 +37,15 @@ HOLD_SHARE, TURNS = 0.125, 0.25
 _POLICY = dict(n_blocks=N_BLOCKS, block_net_arch=[64, 64], net_arch=[64, 64])
 #: SWFP on the toys: faster than for robots, whose clones are worth more, and whose runs are ten times as long
 _SWFP: dict[str, Any] = dict(
-    learning_rate=1e-3, batch_size=128, tau=0.05, ent_coef=ALPHA, jko_epoch=20, policy_kwargs=_POLICY, device="cpu"
+    learning_rate=1e-3,
+    batch_size=128,
+    tau=0.05,
+    ent_coef=ALPHA,
+    jko_epoch=20,
+    # Episodes of one step have no next state to pick an action in
+    target_candidates=1,
+    policy_kwargs=_POLICY,
+    device="cpu",
 )
 #: Called with the environment steps done
 Progress = Callable[[int], Any]
