@@ -198,8 +198,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         """
         One gradient step of the soft-Q ensemble towards
         ``r + gamma^n (min over a random pair of Q_target(s', a') - alpha log pi(a'|s'))`` (REDQ, arXiv 2101.05982),
-        where ``a'`` is the one of ``target_candidates`` particles that the pair prefers, once the critic is ripe (EMaQ,
-        arXiv 2007.11091).
+        where ``a'`` is the one of ``target_candidates`` particles that the whole ensemble prefers, once the critic is ripe
+        (EMaQ, arXiv 2007.11091).
 
         :param batch: Transitions
         :param ent_coef: Entropy coefficient
@@ -246,14 +246,15 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     def _picked_values(
         self, features: th.Tensor, critic_features: th.Tensor, noise: th.Tensor, ent_coef: float
     ) -> th.Tensor:
-        """Soft values of the pair's picks among the particles of ``noise``, ``[B, M, d]``: ``[B]``."""
+        """Soft values of the ensemble's picks among the particles of ``noise``, ``[B, M, d]``: ``[B]``."""
         cascade, (n, m, _) = self.actor_average.cascade, noise.shape
         actions = bound_action(cascade.integrate(features, noise.flatten(0, 1)).particles[-1])
-        # The whole ensemble would rank as it does when acting, but at twice the cost of all that is done here
-        q_values = self._target_q_values(critic_features, actions, self._pair()).view(-1, n, m)
+        q_values = self._target_q_values(critic_features, actions).view(-1, n, m)
+        # The whole ensemble picks, as when acting. The pair that judges is cheaper, and learned less where it was tried
+        # (docs/experiments.md)
         scores = q_values.mean(dim=0)
         picked = pick(scores, self.policy.temperature).unsqueeze(1)
-        values = q_values.amin(dim=0).gather(1, picked).squeeze(1)
+        values = q_values[self._pair()].amin(dim=0).gather(1, picked).squeeze(1)
         if ent_coef > 0.0:
             sweep = cascade.integrate(features, noise[th.arange(n), picked.squeeze(1)], log_det=True)
             # Picks with weights w have the density M w pi, to be had from M particles alone: less entropy than pi's
@@ -261,14 +262,14 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
             values = values - ent_coef * (cascade_log_prob(sweep) + log_weights + math.log(m))
         return values
 
-    def _target_q_values(self, features: th.Tensor, actions: th.Tensor, members: th.Tensor) -> th.Tensor:
-        """Values of ``M`` actions per state, ``[B * M, d] -> [len(members), B * M]``, a part at a time on the CPU."""
+    def _target_q_values(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """Values of ``M`` actions per state, ``[B * M, d] -> [E, B * M]``, a part at a time on the CPU."""
         per_state = len(actions) // len(features)
         if actions.device.type != "cpu" or len(actions) <= _PARTICLES_AT_A_TIME:
-            return self.critic_target.q_values(features, actions, members)
+            return self.critic_target.q_values(features, actions)
         states = max(_PARTICLES_AT_A_TIME // per_state, 1)
         parts = zip(features.split(states), actions.split(states * per_state), strict=True)
-        return th.cat([self.critic_target.q_values(*part, members) for part in parts], dim=1)
+        return th.cat([self.critic_target.q_values(*part) for part in parts], dim=1)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1

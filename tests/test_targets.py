@@ -53,28 +53,28 @@ def particles(model: SWFP, m: int) -> th.Tensor:
         return bound_action(actor.cascade.integrate(features, actor.noise(m * N_STATES)).particles[-1])
 
 
-def test_the_pair_s_mean_picks_and_its_minimum_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ensemble_s_mean_picks_and_the_pair_s_minimum_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_with_known_critics(monkeypatch, target_candidates=4)
-    known = known_q_values(particles(model, 4)).view(3, N_STATES, 4)[[2, 0]]
+    known = known_q_values(particles(model, 4)).view(3, N_STATES, 4)
     picked = known.mean(dim=0).argmax(dim=1, keepdim=True)
-    expected = known.amin(dim=0).gather(1, picked)[:, 0]
+    expected = known[[0, 2]].amin(dim=0).gather(1, picked)[:, 0]
     th.testing.assert_close(values(model), expected)
 
 
 @pytest.mark.parametrize(("n_states", "m"), [(2000, 1), (300, 3), (3, 600)])
 def test_values_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch, n_states: int, m: int) -> None:
     model = tiny_model(policy_kwargs={"n_critics": 3})
-    features, members = th.randn(n_states, 3), th.tensor([2, 0])
+    features = th.randn(n_states, 3)
     actions = th.rand(n_states * m, 1) * 2 - 1
     at_once, rows = model.critic_target.q_values, []
 
-    def noted(features: th.Tensor, actions: th.Tensor, members: th.Tensor) -> th.Tensor:
+    def noted(features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         rows.append(len(actions))
-        return at_once(features, actions, members)
+        return at_once(features, actions)
 
     monkeypatch.setattr(model.critic_target, "q_values", noted)
     with th.no_grad():
-        th.testing.assert_close(model._target_q_values(features, actions, members), at_once(features, actions, members))
+        th.testing.assert_close(model._target_q_values(features, actions), at_once(features, actions))
     assert len(rows) > 1 and max(rows) <= max(512, m)
 
 
