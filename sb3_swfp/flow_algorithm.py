@@ -198,7 +198,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         """
         One gradient step of the soft-Q ensemble towards
         ``r + gamma^n (min over a random pair of Q_target(s', a') - alpha log pi(a'|s'))`` (REDQ, arXiv 2101.05982),
-        where ``a'`` is the one of ``target_candidates`` particles that the whole ensemble prefers, once the critic is ripe
+        where ``a'`` is picked from ``target_candidates`` particles by the ensemble's mean, once the critic is ripe
         (EMaQ, arXiv 2007.11091).
 
         :param batch: Transitions
