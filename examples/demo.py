@@ -41,7 +41,6 @@ SETTINGS: dict[str, Any] = {
         "gamma": 0.98,
         "gradient_steps": 2,
         "policy_delay": 4,  # twice the critic updates, the same pace of the policy
-        "jko_step_size": "auto_0.005",
         "ent_coef": 0.0,  # the clone brings its own spread, and the trust region keeps it
     },
 }

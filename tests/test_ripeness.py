@@ -139,5 +139,9 @@ def test_a_trial_that_was_broken_off_begins_with_a_new_pair() -> None:
 def test_trial_of_a_file_from_before_there_were_pairs() -> None:
     trial = CriticTrial(2)
     state = {name: value for name, value in vars(trial).items() if name != "_second"}
-    trial.__setstate__(state)
-    trial.step(np.zeros(2), np.ones(2, dtype=bool), True)
+    loaded = CriticTrial.__new__(CriticTrial)
+    loaded.__setstate__(state)
+    assert loaded.step(np.ones(2), np.ones(2, dtype=bool), True) == [(1.0, False), (1.0, False)]
+    first = loaded.picking.copy()
+    loaded.step(np.ones(2), np.ones(2, dtype=bool), True)
+    assert (loaded.picking == ~first).all()  # a pair has begun
