@@ -71,6 +71,19 @@ def test_a_cell_of_each_kind_runs(algo: str, shared_minari: Path, tmp_path: Path
     assert [step for step, _ in suite.curve(tmp_path)] == [0, 40] and len(details["returns"]) == 2
 
 
+@pytest.mark.parametrize("algo", [algo for algo in SUITES["fetch"].algos if algo != "dppo"])
+def test_a_cell_with_hindsight_goals_runs(algo: str, tmp_path: Path) -> None:
+    # All of them: the Gaussian actors have another policy for dictionaries
+    pytest.importorskip("gymnasium_robotics")
+    suite, cell = SUITES["fetch"], Cell("fetch", "pick-and-place", algo, 0)
+    settings = suite.settings(cell) | {"n_demonstrations": 2, "eval_episodes": 1, "eval_freq": 60}
+    settings["arguments"] |= {"batch_size": 20, "learning_starts": 50}
+    if settings["pretrain"]:
+        settings["pretrain"] = {"gradient_steps": 5}
+    run(cell, settings, 60, tmp_path)
+    assert [step for step, _ in suite.curve(tmp_path)] == [0, 60]
+
+
 @pytest.mark.parametrize(("algo", "lowest"), [("rlpd-published", -1.0), ("calql-published", -5.0), ("swfp", -0.1)])
 def test_published_settings_come_with_rewards_of_their_own(algo: str, lowest: float, shared_minari: Path) -> None:
     pytest.importorskip("gymnasium_robotics")

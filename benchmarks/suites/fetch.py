@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.algorithms import Algorithm
 from benchmarks.suites.base import Suite
 from benchmarks.suites.finetuning import Task, finetuning_suite, main_algorithms
 
@@ -51,11 +53,20 @@ TASKS: Mapping[str, Task] = {
     )
 }
 
+
+def _for_dictionaries(algorithms: Mapping[str, Algorithm]) -> dict[str, Algorithm]:
+    """The task's observations are dictionaries, which the Gaussian actors' ``MlpPolicy`` refuses."""
+    return {
+        name: replace(one, policy="MultiInputPolicy") if one.policy == "MlpPolicy" else one
+        for name, one in algorithms.items()
+    }
+
+
 # Cal-QL is not here: hindsight changes the goals, and a Monte-Carlo return is one of the goal that was pursued
 SUITES: Mapping[str, Suite] = {
     "fetch": finetuning_suite(
         "offline to online on the demo's task, with hindsight goals, matched settings",
         TASKS,
-        main_algorithms("swfp", "rlpd", "ibrl", "dppo", "clone"),
+        _for_dictionaries(main_algorithms("swfp", "rlpd", "ibrl", "dppo", "clone")),
     ),
 }
