@@ -72,6 +72,8 @@ class JKOStep:
         step per epoch would be no trust region at all
     :param block_training: ``"parallel"`` (all blocks at once on stale inputs) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (a bound), ``"exact"`` or ``"sinkhorn"``
+    :param whitening: Matrices by which each block's particles are whitened before their W2 is taken, ``[N, d, d]``
+        (:func:`sb3_swfp.whitening.block_whitening`); plain W2 when omitted
     :raises ValueError: for an unknown mode or an epoch of fewer than two steps
     """
 
@@ -83,6 +85,7 @@ class JKOStep:
         epoch_length: int = 50,
         block_training: str = "parallel",
         w2: str = "paired",
+        whitening: th.Tensor | None = None,
     ):
         if block_training not in ("parallel", "sequential"):
             raise ValueError(f'block_training must be "parallel" or "sequential", not {block_training!r}')
@@ -94,7 +97,7 @@ class JKOStep:
             )
         self.cascade, self.reference = cascade, reference
         self.step_size, self.epoch_length = step_size, epoch_length
-        self.block_training, self.w2 = block_training, w2
+        self.block_training, self.w2, self.whitening = block_training, w2, whitening
         self.steps_in_epoch = self.steps_to_measurement = 0
 
     @property
@@ -195,16 +198,20 @@ class JKOStep:
         if ent_coef > 0.0:
             entropy = entropy + bound_log_det(end).mean()
         energy = -q_function(bound_action(end)).mean() - ent_coef * entropy
-        return self.block_step_size * energy / scale + 0.5 * self.trust_region(output, output_old)
+        return self.block_step_size * energy / scale + 0.5 * self.trust_region(output, output_old, n)
 
-    def trust_region(self, outputs: th.Tensor, outputs_old: th.Tensor) -> th.Tensor:
+    def trust_region(self, outputs: th.Tensor, outputs_old: th.Tensor, n: int | None = None) -> th.Tensor:
         """
-        Squared W2 between the blocks' new and old outputs, by the chosen method.
+        Squared W2 between the blocks' new and old outputs, whitened if there is a whitening, by the chosen method.
 
         :param outputs: ``[(N,) B, d]``; for an optimal plan, ``PLAN_PARTICLES`` consecutive rows belong to one state
         :param outputs_old: The reference's, of the same shape
+        :param n: Index of the block whose outputs these are, if they are one block's
         :return: ``[(N)]``
         """
+        if self.whitening is not None:
+            whitening = self.whitening if n is None else self.whitening[n]
+            outputs, outputs_old = outputs @ whitening, outputs_old @ whitening
         if self.w2 == "paired":
             return w2_paired(outputs, outputs_old)
         shape = (*outputs.shape[:-2], -1, min(PLAN_PARTICLES, outputs.shape[-2]), outputs.shape[-1])

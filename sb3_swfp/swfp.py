@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -28,6 +29,7 @@ from sb3_swfp.policies import (
     every_other,
 )
 from sb3_swfp.transport import JKOStepSize
+from sb3_swfp.whitening import block_whitening
 
 #: What ``jko_step_size="auto"`` means: the W2 movement per JKO epoch that learns from scratch; and, for a clone, the
 #: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
@@ -36,6 +38,8 @@ DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.1, 0.015
 #: What ``jko_epoch="auto"`` means, from scratch and for a clone. The adjoint is the energy's gradient at the frozen
 #: reference: in long epochs a policy that has far to go follows one that is out of date
 DEFAULT_EPOCH, DEFAULT_EPOCH_OF_CLONE = 2, 50
+#: Demonstrated states over which a clone's covariances are averaged, at most
+_WHITENING_STATES = 512
 
 
 class SWFP(FlowAlgorithm):
@@ -185,6 +189,8 @@ class SWFP(FlowAlgorithm):
         self.target_candidates, self.noise_correlation = target_candidates, noise_correlation
         self._step_size: JKOStepSize | None = None
         self._step_size_spec: float | str | None = None
+        # An array, since files of one device are opened on another
+        self.clone_whitening: np.ndarray | None = None
         self._demonstrations_required = _init_setup_model
         if _init_setup_model:
             self._setup_model()
@@ -201,6 +207,7 @@ class SWFP(FlowAlgorithm):
             self._epoch_length(),
             self.block_training,
             self.w2,
+            None if self.clone_whitening is None else th.as_tensor(self.clone_whitening, device=self.device),
         )
         if self.block_training == "sequential":
             blocks = [{"params": self.actor.cascade.block_views(n)} for n in range(self.actor.cascade.n_blocks)]
@@ -229,7 +236,24 @@ class SWFP(FlowAlgorithm):
         super()._after_cloning(data)
         self.jko.epoch_length, self.jko.steps_in_epoch = self._epoch_length(), 0
         self._step_size = self.jko.step_size = self._make_step_size()
+        self.jko.whitening = block_whitening(self.actor.cascade, self._features_of(data))
+        self.clone_whitening = self.jko.whitening.cpu().numpy()
         self._set_temperature()
+
+    @th.no_grad()
+    def _features_of(self, data: Demonstrations) -> th.Tensor:
+        """The actor's features of the demonstrations' states, evenly spaced, ``[B, features_dim]``."""
+        observations = data.observations()
+        n = len(data.actions())
+        rows = np.linspace(0, n - 1, min(n, _WHITENING_STATES)).astype(int)
+        some: Any = (
+            {key: value[rows] for key, value in observations.items()}
+            if isinstance(observations, dict)
+            else observations[rows]
+        )
+        if self._vec_normalize_env is not None:
+            some = self._vec_normalize_env.normalize_obs(some)
+        return self.actor.features(self.policy.obs_to_tensor(some)[0])
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
