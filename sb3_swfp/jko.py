@@ -209,17 +209,20 @@ class JKOStep:
         :param n: Index of the block whose outputs these are, if they are one block's
         :return: ``[(N)]``
         """
-        if self.whitening is not None:
-            whitening = self.whitening if n is None else self.whitening[n]
-            outputs, outputs_old = outputs @ whitening, outputs_old @ whitening
         if self.w2 == "paired":
-            return w2_paired(outputs, outputs_old)
+            # The difference is whitened: of two whitened clouds that hardly differ little would be left but rounding
+            return self._whitened(outputs - outputs_old, n).square().sum(dim=-1).mean(dim=-1)
         shape = (*outputs.shape[:-2], -1, min(PLAN_PARTICLES, outputs.shape[-2]), outputs.shape[-1])
-        clouds, clouds_old = outputs.reshape(shape), outputs_old.reshape(shape)
+        clouds, clouds_old = (self._whitened(x, n).reshape(shape) for x in (outputs, outputs_old))
         if self.w2 == "sinkhorn":
             return w2_sinkhorn(clouds, clouds_old).mean(dim=-1)
         pairs = zip(clouds.flatten(0, -3), clouds_old.flatten(0, -3), strict=True)
         return th.stack([w2_exact(x, y) for x, y in pairs]).view(shape[:-2]).mean(dim=-1)
+
+    def _whitened(self, x: th.Tensor, n: int | None) -> th.Tensor:
+        if self.whitening is None:
+            return x
+        return x @ (self.whitening if n is None else self.whitening[n])
 
     def count_step(self) -> bool:
         """Count one gradient step; true when it completes the epoch."""

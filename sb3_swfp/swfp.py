@@ -38,6 +38,9 @@ DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.1, 0.015
 #: What ``jko_epoch="auto"`` means, from scratch and for a clone. The adjoint is the energy's gradient at the frozen
 #: reference: in long epochs a policy that has far to go follows one that is out of date
 DEFAULT_EPOCH, DEFAULT_EPOCH_OF_CLONE = 2, 50
+#: In a clone's metric all blocks move the end, by plain W2 little more than the last one did. With the controller's own
+#: start the first epoch moved door-human's clone 6 times as far as its target
+_FIRST_STEP_OF_CLONE = 0.002
 #: Demonstrated states over which a clone's covariances are averaged, at most
 _WHITENING_STATES = 512
 
@@ -50,7 +53,8 @@ class SWFP(FlowAlgorithm):
     (https://arxiv.org/abs/2510.15388). No official code exists; ``docs/algorithm.md`` says what was read into it.
 
     The flow is cut into N small blocks. Each block's update is a JKO step: soft-Q energy plus a Wasserstein-2 trust
-    region to the previous iterate. The arguments that SB3's SAC has mean what they mean there.
+    region to the previous iterate; once pretrained, in the metric of the clone's own spread
+    (:func:`~sb3_swfp.whitening.block_whitening`). The arguments that SB3's SAC has mean what they mean there.
 
     :param policy: ``"FlowPolicy"`` (or SB3's aliases), which picks its features extractor from the observation space
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -223,7 +227,7 @@ class SWFP(FlowAlgorithm):
             return JKOStepSize(self.jko_step_size)
         if not self.is_pretrained:
             return JKOStepSize(f"auto_{DEFAULT_TARGET}")
-        return JKOStepSize(f"auto_lin_{DEFAULT_TARGET_OF_SPREAD * self.clone_spread}")
+        return JKOStepSize(f"auto_lin_{DEFAULT_TARGET_OF_SPREAD * self.clone_spread}", _FIRST_STEP_OF_CLONE)
 
     def _epoch_length(self) -> int:
         if self.jko_epoch == "auto":
@@ -244,7 +248,7 @@ class SWFP(FlowAlgorithm):
     def _features_of(self, data: Demonstrations) -> th.Tensor:
         """The actor's features of the demonstrations' states, evenly spaced, ``[B, features_dim]``."""
         observations = data.observations()
-        n = len(data.actions())
+        n = data.n_transitions
         rows = np.linspace(0, n - 1, min(n, _WHITENING_STATES)).astype(int)
         some: Any = (
             {key: value[rows] for key, value in observations.items()}

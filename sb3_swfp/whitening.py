@@ -1,4 +1,4 @@
-"""The metric that a clone's own spread gives: in which directions, and before which block, a particle may move far."""
+"""The metric that a clone's own spread gives: in which directions, and after which block, a particle may move far."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from sb3_swfp.flows import FlowCascade
 
 #: Share of the mean variance that is added to each: a direction in which the demonstrations never vary has one, too
 _SHRINKAGE = 0.01
+#: Least variance, of a clone that has none
+_LEAST_VARIANCE = 1e-6
 
 
 @th.no_grad()
 def block_whitening(cascade: FlowCascade, features: th.Tensor, n_particles: int = 32) -> th.Tensor:
     """
     Matrices that whiten each block's outputs: with ``Sigma_n`` the covariance of the particles of one state after block
-    ``n``, mean over states, and ``s^2`` the mean variance at the cascade's end, ``W_n W_n^T = s^2 Sigma_n^-1``.
+    ``n``, mean over states, shrunk by a hundredth towards its mean variance, and ``s^2`` the mean variance at the
+    cascade's end, ``W_n W_n^T = s^2 Sigma_n^-1``.
 
     W2 between whitened particles is W2 with the ground cost ``s^2 (x - y)^T Sigma_n^-1 (x - y)``. If the particles vary
     equally in every direction at the cascade's end, it is the plain one there.
@@ -23,16 +26,18 @@ def block_whitening(cascade: FlowCascade, features: th.Tensor, n_particles: int 
     :param features: State features, ``[B, features_dim]``
     :param n_particles: Particles per state
     :return: ``W``, ``[N, d, d]``; a row of particles ``x`` is whitened by ``x @ W_n``
+    :raises ValueError: if the clone's particles are not finite
     """
     n_states, dim = len(features), cascade.action_dim
-    noise = th.randn(n_states * n_particles, dim, device=features.device)
-    path = cascade.integrate(features.repeat_interleave(n_particles, dim=0), noise).particles
-    # 64 bits: the variances of noise and of a precise clone's actions differ by a factor of a thousand and more
-    clouds = th.stack(path[1:]).double().view(cascade.n_blocks, n_states, n_particles, dim)
+    path = cascade.integrate(features, th.randn(n_states * n_particles, dim, device=features.device)).particles
+    clouds = th.stack(path[1:]).view(cascade.n_blocks, n_states, n_particles, dim)
+    if not bool(clouds.isfinite().all()):
+        raise ValueError("the clone's actions are not finite: cloning diverged, try a smaller learning_rate")
     deviations = (clouds - clouds.mean(dim=2, keepdim=True)).flatten(1, 2)
-    covariances = deviations.mT @ deviations / (n_states * (n_particles - 1))
-    variances = covariances.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-6)
-    identity = th.eye(dim, dtype=covariances.dtype, device=covariances.device)
+    identity = th.eye(dim, device=features.device)
+    covariances = deviations.mT @ deviations / (n_states * (n_particles - 1)) + _LEAST_VARIANCE * identity
+    variances = covariances.diagonal(dim1=1, dim2=2).mean(dim=1)
     factors = th.linalg.cholesky(covariances + _SHRINKAGE * variances[:, None, None] * identity)
     inverses = th.linalg.solve_triangular(factors, identity.expand_as(factors), upper=False)
-    return ((1.0 + _SHRINKAGE) * variances[-1]).sqrt().to(features) * inverses.mT.to(features)
+    # The shrunk covariance's mean variance
+    return ((1.0 + _SHRINKAGE) * variances[-1]).sqrt() * inverses.mT
