@@ -71,13 +71,14 @@ def test_a_cell_of_each_kind_runs(algo: str, shared_minari: Path, tmp_path: Path
     assert [step for step, _ in suite.curve(tmp_path)] == [0, 40] and len(details["returns"]) == 2
 
 
-@pytest.mark.parametrize("algo", [algo for algo in SUITES["fetch"].algos if algo != "dppo"])
+@pytest.mark.parametrize("algo", SUITES["fetch"].algos)
 def test_a_cell_with_hindsight_goals_runs(algo: str, tmp_path: Path) -> None:
     # All of them: the Gaussian actors have another policy for dictionaries
     pytest.importorskip("gymnasium_robotics")
     suite, cell = SUITES["fetch"], Cell("fetch", "pick-and-place", algo, 0)
     settings = suite.settings(cell) | {"n_demonstrations": 2, "eval_episodes": 1, "eval_freq": 60}
-    settings["arguments"] |= {"batch_size": 20, "learning_starts": 50}
+    on_policy = {"n_steps": 60, "batch_size": 20, "n_epochs": 1}
+    settings["arguments"] |= on_policy if algo == "dppo" else {"batch_size": 20, "learning_starts": 50}
     if settings["pretrain"]:
         settings["pretrain"] = {"gradient_steps": 5}
     run(cell, settings, 60, tmp_path)

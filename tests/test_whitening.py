@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch as th
-from descent import jko_descent, minimise
-from test_jko import cascades
-from tiny import Mirror, mirror_demonstrations, tiny_model
+from descent import cascades, jko_descent, minimise
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+from tiny import Mirror, mirror_demonstrations, same, tiny_model, weights
 
 from sb3_swfp import SWFP
 from sb3_swfp.flows import FlowCascade
@@ -65,6 +65,23 @@ def test_the_minimiser_is_a_step_along_the_whitened_adjoint(w2: str, double_prec
     th.testing.assert_close(th.stack(alone), jko.trust_region(moved, old))
 
 
+@pytest.mark.parametrize("w2", ["paired", "exact", "sinkhorn"])
+def test_blocks_in_order_have_their_own_metric(w2: str, double_precision: None) -> None:
+    """With Q = 0 what is left of a block's loss is half its whitened movement."""
+    cascade, reference = cascades(2, n_blocks=2)
+    whitening = th.stack([2.0 * th.eye(2), 3.0 * th.eye(2)])
+    with th.no_grad():
+        for parameter in cascade.parameters():
+            parameter.add_(0.1 * th.randn_like(parameter))
+    features, x = th.randn(1, 3).expand(16, 3), th.randn(16, 2)
+    for n, factor in enumerate((4.0, 9.0)):
+        losses = []
+        for metric in (whitening, None):
+            jko = JKOStep(cascade, reference, JKOStepSize(0.5), block_training="sequential", w2=w2, whitening=metric)
+            losses.append(jko.sequential_loss(n, features, x, lambda actions: 0.0 * actions.sum(dim=-1), 0.0))
+        assert losses[1].item() > 1e-6 and losses[0].item() == pytest.approx(factor * losses[1].item(), rel=1e-3)
+
+
 def narrow_flow() -> FlowCascade:
     """From N(0, I) to N(0, diag(0.3, 0.1)^2) along straight lines."""
     cascade = FlowCascade(1, 2, 4, [32, 32])
@@ -114,14 +131,76 @@ def test_only_a_clone_has_a_metric_and_its_file_keeps_it(tmp_path: Path) -> None
     loaded = SWFP.load(tmp_path / "model", env=Mirror())
     assert loaded.jko.whitening is not None
     th.testing.assert_close(loaded.jko.whitening, whitening)
+
+
+def test_a_clone_s_file_of_before_keeps_plain_w2(tmp_path: Path) -> None:
+    model = tiny_model(Mirror(), learning_starts=5)
     model.pretrain(mirror_demonstrations(), gradient_steps=30)
-    assert not np.allclose(model.jko.whitening.numpy(), whitening.numpy())  # another clone, another metric
+    model.save(tmp_path / "model", exclude=["clone_whitening"])
+    loaded = SWFP.load(tmp_path / "model", env=Mirror())
+    assert loaded.is_pretrained and loaded.jko.whitening is None
+    loaded.pretrain(mirror_demonstrations(), gradient_steps=30)
+    assert loaded.jko.whitening is not None
 
 
-def test_a_direction_that_never_varies_has_a_metric_too() -> None:
-    cascade = FlowCascade(1, 2, 2, [8])
+def test_the_metric_is_that_of_normalised_observations() -> None:
+    model = tiny_model(VecNormalize(make_vec_env(Mirror)), learning_starts=5)
+    demonstrations = mirror_demonstrations()
+    model.pretrain(demonstrations, gradient_steps=200)
+    normaliser = model.get_vec_normalize_env()
+    assert normaliser is not None
+    observations = th.as_tensor(normaliser.normalize_obs(demonstrations.observations())).float()
+    expected = block_whitening(model.actor.cascade, model.actor.features(observations), n_particles=256)
+    raw = th.as_tensor(demonstrations.observations()).float()
+    otherwise = block_whitening(model.actor.cascade, model.actor.features(raw), n_particles=256)
+    found = model.jko.whitening
+    assert found is not None
+    assert (found - expected).norm() < 0.3 * (otherwise - expected).norm()
+
+
+@pytest.mark.parametrize("block_training", ["parallel", "sequential"])
+def test_a_clone_s_blocks_train_in_their_metric(block_training: str) -> None:
+    model = tiny_model(Mirror(), learning_starts=5, block_training=block_training, ent_coef=0.0)
+    model.pretrain(mirror_demonstrations(), gradient_steps=30)
+    model.learn(20)
+    assert model.replay_buffer is not None
+    before = weights(model.actor)
+    metrics = model._train_actor(model.replay_buffer.sample(16), 0.0)
+    assert bool(metrics["actor_loss"].isfinite()) and not same(before, weights(model.actor))
+
+
+def test_a_direction_that_never_varies_has_a_metric_too(double_precision: None) -> None:
+    cascade = FlowCascade(1, 2, 1, [8])
     with th.no_grad():
         for parameter in cascade.parameters():
             parameter.zero_()
-    whitening = block_whitening(cascade, th.ones(4, 1))  # the identity: all of the noise is left
-    th.testing.assert_close(whitening, th.eye(2).expand(2, 2, 2), rtol=0.3, atol=0.3)
+        # On ELU's positive branch the block is the velocity (0, -x_2), which ends at (x_1, 0)
+        cascade.weights[0][0, :2, :2] = th.eye(2)
+        cascade.state_bias[:2] = 100.0
+        cascade.weights[1][0, 1, 1] = -1.0
+        cascade.biases[0][0, 0, 1] = 100.0
+        end = cascade.integrate(th.ones(5, 1), th.randn(5, 2)).particles[-1]
+    th.testing.assert_close(end[:, 1], th.zeros(5), rtol=0.0, atol=1e-9)
+    whitening = block_whitening(cascade, th.ones(20, 1), n_particles=2_000)[0]
+    # Variances 1 and 0, and a hundredth of their mean: s^2 = 0.505, Sigma = diag(1.005, 0.005)
+    expected = th.diag(th.tensor([0.505 / 1.005, 0.505 / 0.005]))
+    th.testing.assert_close(whitening @ whitening.mT, expected, rtol=0.03, atol=1e-3)
+
+
+def test_a_clone_without_any_spread_has_plain_w2(double_precision: None) -> None:
+    cascade = FlowCascade(1, 2, 1, [8])
+    with th.no_grad():
+        for parameter in cascade.parameters():
+            parameter.zero_()
+        cascade.weights[0][0, :2, :2] = th.eye(2)
+        cascade.state_bias[:2] = 100.0
+        cascade.weights[1][0, :2, :2] = -th.eye(2)
+        cascade.biases[0][0, 0, :2] = 100.0
+    whitening = block_whitening(cascade, th.ones(4, 1))[0]
+    th.testing.assert_close(whitening @ whitening.mT, th.eye(2), rtol=1e-4, atol=1e-4)
+
+
+def test_a_clone_that_is_not_finite_is_said() -> None:
+    cascade = FlowCascade(1, 2, 1, [8])
+    with pytest.raises(ValueError, match="cloning diverged"):
+        block_whitening(cascade, th.full((4, 1), th.nan))
