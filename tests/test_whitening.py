@@ -169,17 +169,23 @@ def test_a_clone_s_blocks_train_in_their_metric(block_training: str) -> None:
     assert bool(metrics["actor_loss"].isfinite()) and not same(before, weights(model.actor))
 
 
-def test_a_direction_that_never_varies_has_a_metric_too(double_precision: None) -> None:
+def vanishing_flow(vanishing: list[int]) -> FlowCascade:
+    """Two dimensions, one block, which takes these to 0: the velocity is -x there, on ELU's positive branch."""
     cascade = FlowCascade(1, 2, 1, [8])
     with th.no_grad():
         for parameter in cascade.parameters():
             parameter.zero_()
-        # On ELU's positive branch the block is the velocity (0, -x_2), which ends at (x_1, 0)
         cascade.weights[0][0, :2, :2] = th.eye(2)
         cascade.state_bias[:2] = 100.0
-        cascade.weights[1][0, 1, 1] = -1.0
-        cascade.biases[0][0, 0, 1] = 100.0
-        end = cascade.integrate(th.ones(5, 1), th.randn(5, 2)).particles[-1]
+        for i in vanishing:
+            cascade.weights[1][0, i, i] = -1.0
+            cascade.biases[0][0, 0, i] = 100.0
+    return cascade
+
+
+def test_a_direction_that_never_varies_has_a_metric_too(double_precision: None) -> None:
+    cascade = vanishing_flow([1])
+    end = cascade.integrate(th.ones(5, 1), th.randn(5, 2)).particles[-1]
     th.testing.assert_close(end[:, 1], th.zeros(5), rtol=0.0, atol=1e-9)
     whitening = block_whitening(cascade, th.ones(20, 1), n_particles=2_000)[0]
     # Variances 1 and 0, and a hundredth of their mean: s^2 = 0.505, Sigma = diag(1.005, 0.005)
@@ -188,15 +194,7 @@ def test_a_direction_that_never_varies_has_a_metric_too(double_precision: None) 
 
 
 def test_a_clone_without_any_spread_has_plain_w2(double_precision: None) -> None:
-    cascade = FlowCascade(1, 2, 1, [8])
-    with th.no_grad():
-        for parameter in cascade.parameters():
-            parameter.zero_()
-        cascade.weights[0][0, :2, :2] = th.eye(2)
-        cascade.state_bias[:2] = 100.0
-        cascade.weights[1][0, :2, :2] = -th.eye(2)
-        cascade.biases[0][0, 0, :2] = 100.0
-    whitening = block_whitening(cascade, th.ones(4, 1))[0]
+    whitening = block_whitening(vanishing_flow([0, 1]), th.ones(4, 1))[0]
     th.testing.assert_close(whitening @ whitening.mT, th.eye(2), rtol=1e-4, atol=1e-4)
 
 
