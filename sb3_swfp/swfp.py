@@ -227,7 +227,9 @@ class SWFP(FlowAlgorithm):
             return JKOStepSize(self.jko_step_size)
         if not self.is_pretrained:
             return JKOStepSize(f"auto_{DEFAULT_TARGET}")
-        return JKOStepSize(f"auto_lin_{DEFAULT_TARGET_OF_SPREAD * self.clone_spread}", _FIRST_STEP_OF_CLONE)
+        step_size = JKOStepSize(f"auto_lin_{DEFAULT_TARGET_OF_SPREAD * self.clone_spread}")
+        step_size.value = _FIRST_STEP_OF_CLONE
+        return step_size
 
     def _epoch_length(self) -> int:
         if self.jko_epoch == "auto":

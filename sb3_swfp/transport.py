@@ -234,7 +234,6 @@ class JKOStepSize:
     critic's errors move it.)
 
     :param spec: A positive number, ``"auto_<target>"``, for example ``"auto_0.03"``, or ``"auto_lin_<target>"``
-    :param start: ``eta`` of the first epoch, if it adapts
     :raises ValueError: if the specification is none of these
     """
 
@@ -246,7 +245,7 @@ class JKOStepSize:
     MAX_CHANGE = 1.5
     BOUNDS = (1e-6, 1e3)
 
-    def __init__(self, spec: float | str, start: float = 0.01):
+    def __init__(self, spec: float | str):
         self.target: float | None = None
         message = (
             'jko_step_size must be a positive number, "auto_<target>", for example "auto_0.03", or '
@@ -256,7 +255,7 @@ class JKOStepSize:
             if isinstance(spec, str) and spec.startswith("auto_"):
                 self.decays = spec.startswith("auto_lin_")
                 self.target = float(spec.removeprefix("auto_").removeprefix("lin_"))
-                self.value = start
+                self.value = 0.01
             else:
                 self.value = float(spec)
         except ValueError as error:

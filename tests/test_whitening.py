@@ -127,6 +127,7 @@ def test_only_a_clone_has_a_metric_and_its_file_keeps_it(tmp_path: Path) -> None
     model.pretrain(mirror_demonstrations(), gradient_steps=30)
     whitening = model.jko.whitening
     assert whitening is not None and whitening.shape == (2, 2, 2) and bool(whitening.isfinite().all())
+    assert model.jko.step_size.value == pytest.approx(0.2 * JKOStepSize("auto_0.1").value)
     model.save(tmp_path / "model")
     loaded = SWFP.load(tmp_path / "model", env=Mirror())
     assert loaded.jko.whitening is not None
