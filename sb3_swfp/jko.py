@@ -72,8 +72,6 @@ class JKOStep:
         step per epoch would be no trust region at all
     :param block_training: ``"parallel"`` (all blocks at once on stale inputs) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (a bound), ``"exact"`` or ``"sinkhorn"``
-    :param whitening: Matrices by which each block's particles are whitened before their W2 is taken, ``[N, d, d]``
-        (:func:`sb3_swfp.whitening.block_whitening`); plain W2 when omitted
     :raises ValueError: for an unknown mode or an epoch of fewer than two steps
     """
 
@@ -85,7 +83,6 @@ class JKOStep:
         epoch_length: int = 50,
         block_training: str = "parallel",
         w2: str = "paired",
-        whitening: th.Tensor | None = None,
     ):
         if block_training not in ("parallel", "sequential"):
             raise ValueError(f'block_training must be "parallel" or "sequential", not {block_training!r}')
@@ -97,7 +94,7 @@ class JKOStep:
             )
         self.cascade, self.reference = cascade, reference
         self.step_size, self.epoch_length = step_size, epoch_length
-        self.block_training, self.w2, self.whitening = block_training, w2, whitening
+        self.block_training, self.w2 = block_training, w2
         self.steps_in_epoch = self.steps_to_measurement = 0
 
     @property
@@ -198,31 +195,24 @@ class JKOStep:
         if ent_coef > 0.0:
             entropy = entropy + bound_log_det(end).mean()
         energy = -q_function(bound_action(end)).mean() - ent_coef * entropy
-        return self.block_step_size * energy / scale + 0.5 * self.trust_region(output, output_old, n)
+        return self.block_step_size * energy / scale + 0.5 * self.trust_region(output, output_old)
 
-    def trust_region(self, outputs: th.Tensor, outputs_old: th.Tensor, n: int | None = None) -> th.Tensor:
+    def trust_region(self, outputs: th.Tensor, outputs_old: th.Tensor) -> th.Tensor:
         """
-        Squared W2 between the blocks' new and old outputs, whitened if there is a whitening, by the chosen method.
+        Squared W2 between the blocks' new and old outputs, by the chosen method.
 
         :param outputs: ``[(N,) B, d]``; for an optimal plan, ``PLAN_PARTICLES`` consecutive rows belong to one state
         :param outputs_old: The reference's, of the same shape
-        :param n: Index of the block whose outputs these are, if they are one block's
         :return: ``[(N)]``
         """
         if self.w2 == "paired":
-            # The difference is whitened: of two whitened clouds that hardly differ little would be left but rounding
-            return self._whitened(outputs - outputs_old, n).square().sum(dim=-1).mean(dim=-1)
+            return w2_paired(outputs, outputs_old)
         shape = (*outputs.shape[:-2], -1, min(PLAN_PARTICLES, outputs.shape[-2]), outputs.shape[-1])
-        clouds, clouds_old = (self._whitened(x, n).reshape(shape) for x in (outputs, outputs_old))
+        clouds, clouds_old = outputs.reshape(shape), outputs_old.reshape(shape)
         if self.w2 == "sinkhorn":
             return w2_sinkhorn(clouds, clouds_old).mean(dim=-1)
         pairs = zip(clouds.flatten(0, -3), clouds_old.flatten(0, -3), strict=True)
         return th.stack([w2_exact(x, y) for x, y in pairs]).view(shape[:-2]).mean(dim=-1)
-
-    def _whitened(self, x: th.Tensor, n: int | None) -> th.Tensor:
-        if self.whitening is None:
-            return x
-        return x @ (self.whitening if n is None else self.whitening[n])
 
     def count_step(self) -> bool:
         """Count one gradient step; true when it completes the epoch."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -29,7 +28,6 @@ from sb3_swfp.policies import (
     every_other,
 )
 from sb3_swfp.transport import JKOStepSize
-from sb3_swfp.whitening import block_whitening
 
 #: What ``jko_step_size="auto"`` means: the W2 movement per JKO epoch that learns from scratch; and, for a clone, the
 #: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
@@ -38,11 +36,6 @@ DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.1, 0.015
 #: What ``jko_epoch="auto"`` means, from scratch and for a clone. The adjoint is the energy's gradient at the frozen
 #: reference: in long epochs a policy that has far to go follows one that is out of date
 DEFAULT_EPOCH, DEFAULT_EPOCH_OF_CLONE = 2, 50
-#: In a clone's metric all blocks move the end, by plain W2 little more than the last one did. With the controller's own
-#: start the first epoch moved door-human's clone 6 times as far as its target
-_FIRST_STEP_OF_CLONE = 0.002
-#: Demonstrated states over which a clone's covariances are averaged, at most
-_WHITENING_STATES = 512
 
 
 class SWFP(FlowAlgorithm):
@@ -53,8 +46,7 @@ class SWFP(FlowAlgorithm):
     (https://arxiv.org/abs/2510.15388). No official code exists; ``docs/algorithm.md`` says what was read into it.
 
     The flow is cut into N small blocks. Each block's update is a JKO step: soft-Q energy plus a Wasserstein-2 trust
-    region to the previous iterate; once pretrained, in the metric of the clone's own spread
-    (:func:`~sb3_swfp.whitening.block_whitening`). The arguments that SB3's SAC has mean what they mean there.
+    region to the previous iterate. The arguments that SB3's SAC has mean what they mean there.
 
     :param policy: ``"FlowPolicy"`` (or SB3's aliases), which picks its features extractor from the observation space
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -193,8 +185,6 @@ class SWFP(FlowAlgorithm):
         self.target_candidates, self.noise_correlation = target_candidates, noise_correlation
         self._step_size: JKOStepSize | None = None
         self._step_size_spec: float | str | None = None
-        # An array, since files of one device are opened on another
-        self.clone_whitening: np.ndarray | None = None
         self._demonstrations_required = _init_setup_model
         if _init_setup_model:
             self._setup_model()
@@ -211,7 +201,6 @@ class SWFP(FlowAlgorithm):
             self._epoch_length(),
             self.block_training,
             self.w2,
-            None if self.clone_whitening is None else th.as_tensor(self.clone_whitening, device=self.device),
         )
         if self.block_training == "sequential":
             blocks = [{"params": self.actor.cascade.block_views(n)} for n in range(self.actor.cascade.n_blocks)]
@@ -227,9 +216,7 @@ class SWFP(FlowAlgorithm):
             return JKOStepSize(self.jko_step_size)
         if not self.is_pretrained:
             return JKOStepSize(f"auto_{DEFAULT_TARGET}")
-        step_size = JKOStepSize(f"auto_lin_{DEFAULT_TARGET_OF_SPREAD * self.clone_spread}")
-        step_size.value = _FIRST_STEP_OF_CLONE
-        return step_size
+        return JKOStepSize(f"auto_lin_{DEFAULT_TARGET_OF_SPREAD * self.clone_spread}")
 
     def _epoch_length(self) -> int:
         if self.jko_epoch == "auto":
@@ -242,24 +229,7 @@ class SWFP(FlowAlgorithm):
         super()._after_cloning(data)
         self.jko.epoch_length, self.jko.steps_in_epoch = self._epoch_length(), 0
         self._step_size = self.jko.step_size = self._make_step_size()
-        self.jko.whitening = block_whitening(self.actor.cascade, self._features_of(data))
-        self.clone_whitening = self.jko.whitening.cpu().numpy()
         self._set_temperature()
-
-    @th.no_grad()
-    def _features_of(self, data: Demonstrations) -> th.Tensor:
-        """The actor's features of the demonstrations' states, evenly spaced, ``[B, features_dim]``."""
-        observations = data.observations()
-        n = data.n_transitions
-        rows = np.linspace(0, n - 1, min(n, _WHITENING_STATES)).astype(int)
-        some: Any = (
-            {key: value[rows] for key, value in observations.items()}
-            if isinstance(observations, dict)
-            else observations[rows]
-        )
-        if self._vec_normalize_env is not None:
-            some = self._vec_normalize_env.normalize_obs(some)
-        return self.actor.features(self.policy.obs_to_tensor(some)[0])
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """

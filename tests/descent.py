@@ -1,4 +1,4 @@
-"""What the closed-form tests share: random cascades, and the optimiser's loop."""
+"""The optimiser's loop of the closed-form tests."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ import torch as th
 
 from sb3_swfp.flows import FlowCascade
 from sb3_swfp.jko import JKOStep
-
-
-def cascades(dim: int, n_blocks: int = 5, euler_steps: int = 1) -> tuple[FlowCascade, FlowCascade]:
-    """Two cascades with the same random weights, the second one frozen."""
-    cascade, reference = (FlowCascade(3, dim, n_blocks, [16, 16], euler_steps) for _ in range(2))
-    for parameter in cascade.parameters():
-        parameter.data = 0.3 * th.randn_like(parameter)
-    reference.load_state_dict(cascade.state_dict())
-    reference.requires_grad_(False)
-    return cascade, reference
 
 
 def minimise(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch as th
-from descent import cascades, jko_descent, minimise
+from descent import jko_descent, minimise
 
 from sb3_swfp.bounds import bound_action, bound_log_det
 from sb3_swfp.flows import FlowCascade
@@ -21,6 +21,16 @@ def double_precision() -> Iterator[None]:
     th.manual_seed(0)
     yield
     th.set_default_dtype(th.float32)
+
+
+def cascades(dim: int, n_blocks: int = 5, euler_steps: int = 1) -> tuple[FlowCascade, FlowCascade]:
+    """Two cascades with the same random weights, the second one frozen."""
+    cascade, reference = (FlowCascade(3, dim, n_blocks, [16, 16], euler_steps) for _ in range(2))
+    for parameter in cascade.parameters():
+        parameter.data = 0.3 * th.randn_like(parameter)
+    reference.load_state_dict(cascade.state_dict())
+    reference.requires_grad_(False)
+    return cascade, reference
 
 
 def energy_q(action: th.Tensor) -> th.Tensor:
