@@ -29,6 +29,8 @@ from sb3_swfp.transport import (
 PLAN_PARTICLES = 16
 #: States and particles for the exact W2 that is logged
 _EXACT_STATES, _EXACT_PARTICLES = 4, 32
+#: Least lengths that are divided by: relative to the gradient in the noise, and where that is 0
+_LEAST_GAIN, _LEAST_LENGTH = 1e-3, 1e-12
 #: Gradient steps from one measurement of what is only logged to the next: the exact W2 alone costs half a gradient step
 MEASURE_EVERY = 50
 
@@ -49,15 +51,47 @@ def entropy_stride(action_dim: int) -> int:
 
 class StaleParticles(NamedTuple):
     """
-    What one sweep through the frozen cascade yields: each block's input and output, ``[N, B, d]``, the adjoint
-    ``lambda_n`` of the outputs, ``[N, B, d]``, Q values ``[B]`` and the mean entropy (0 if none was asked for).
+    What one sweep through the frozen cascade yields: each block's input and output, ``[N, B, d]``, the ``drift`` of the
+    outputs, by which a step of size 1 moves them, ``[N, B, d]``, Q values ``[B]`` and the mean entropy (0 if none was
+    asked for).
     """
 
     inputs: th.Tensor
     outputs: th.Tensor
-    adjoint: th.Tensor
+    drift: th.Tensor
     q_values: th.Tensor
     entropy: th.Tensor
+
+
+def entropy_of_noise(x_0: th.Tensor) -> th.Tensor:
+    """
+    Entropy of the standard Gaussian that noise comes from.
+
+    :param x_0: Noise, ``[B, d]``
+    :return: Scalar; its gradient is that of the mean of minus the noise's log-densities
+    """
+    surprise = 0.5 * x_0.square().sum(dim=-1).mean()
+    return 0.5 * x_0.shape[-1] * math.log(2.0 * math.pi * math.e) + surprise - surprise.detach()
+
+
+@th.no_grad()
+def drift_along_noise(blocks: Callable[[th.Tensor], list[th.Tensor]], x_0: th.Tensor, gradient: th.Tensor) -> th.Tensor:
+    """
+    Drift of each particle along ``u_n = (dx_n / dx_0) g``, where block n's output goes when the noise follows the
+    energy's gradient ``g`` there. At the end it is the share in that direction of the energy's gradient ``e`` there,
+    ``u_N <e, u_N> / |u_N|^2``, of length ``|g|^2 / |u_N|`` since ``g = (dx_N / dx_0)^T e``, and every block's output
+    goes as far: ``(|g|^2 / |u_N|) u_n / |u_n|``. Where the flow shrinks ``g`` to less than a thousandth, to a point for
+    all purposes, the length falls with ``|u_N|`` instead of rising without bound.
+
+    :param blocks: Noise to the outputs of the N blocks, ``[B, d]`` each
+    :param x_0: Noise, ``[B, d]``
+    :param gradient: ``g``, minus the energy's gradient with respect to each particle's noise, ``[B, d]``
+    :return: Drift of every block's outputs, ``[N, B, d]``
+    """
+    moved: th.Tensor = th.func.jvp(lambda x: th.stack(blocks(x)), (x_0.detach(),), (gradient,))[1]
+    lengths, length = moved.norm(dim=-1, keepdim=True), gradient.norm(dim=-1, keepdim=True)
+    least = (_LEAST_GAIN * length).clamp_min(_LEAST_LENGTH)
+    return length.square() / (lengths.clamp_min(least) * lengths[-1:].clamp_min(least)) * moved
 
 
 class JKOStep:
@@ -72,6 +106,8 @@ class JKOStep:
         step per epoch would be no trust region at all
     :param block_training: ``"parallel"`` (all blocks at once on stale inputs) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (a bound), ``"exact"`` or ``"sinkhorn"``
+    :param confinement: Share of the drift that is confined to where a change of their noise moves the particles
+        (:func:`drift_along_noise`), in [0, 1]; the rest follows the energy's gradient wherever it points
     :raises ValueError: for an unknown mode or an epoch of fewer than two steps
     """
 
@@ -83,6 +119,7 @@ class JKOStep:
         epoch_length: int = 50,
         block_training: str = "parallel",
         w2: str = "paired",
+        confinement: float = 0.0,
     ):
         if block_training not in ("parallel", "sequential"):
             raise ValueError(f'block_training must be "parallel" or "sequential", not {block_training!r}')
@@ -94,7 +131,7 @@ class JKOStep:
             )
         self.cascade, self.reference = cascade, reference
         self.step_size, self.epoch_length = step_size, epoch_length
-        self.block_training, self.w2 = block_training, w2
+        self.block_training, self.w2, self.confinement = block_training, w2, confinement
         self.steps_in_epoch = self.steps_to_measurement = 0
 
     @property
@@ -111,8 +148,9 @@ class JKOStep:
         noise: th.Tensor | None = None,
     ) -> StaleParticles:
         """
-        Sweep the frozen cascade and pull the energy's gradient back through it: one vector-Jacobian sweep gives
-        ``lambda_n`` for every block (algorithm notes, section 4, "adjoint").
+        Sweep the frozen cascade and pull the energy's gradient back through it: one vector-Jacobian sweep gives every
+        block's adjoint ``lambda_n`` (algorithm notes, section 4, "adjoint"), which is the drift. For the confined share
+        of it a Jacobian-vector sweep follows (``docs/algorithm.md``, "Confinement").
 
         :param features: The reference's state features, ``[B, features_dim]``
         :param q_function: ``Q(s, a)`` of the batch's states, ``[B, d] -> [B]``
@@ -128,25 +166,28 @@ class JKOStep:
             if ent_coef > 0.0:
                 entropy = self._entropy(features, path)
                 objective = objective + ent_coef * len(x_0) * entropy
-            # x_0 is no variable of the objective: its own log-density drops out of every gradient taken below
-            adjoint = th.autograd.grad(objective / scale, path[1:])
+            gradients = th.autograd.grad(objective / scale, path if self.confinement > 0.0 else path[1:])
+        drift = th.stack(gradients[-self.cascade.n_blocks :])
+        if self.confinement > 0.0:
+            sweep = self.reference.integrate
+            along = drift_along_noise(lambda z: sweep(features, z).particles[1:], x_0, gradients[0])
+            drift = th.lerp(drift, along, self.confinement)
         particles = th.stack(path).detach()
-        return StaleParticles(particles[:-1], particles[1:], th.stack(adjoint), q_values.detach(), entropy.detach())
+        return StaleParticles(particles[:-1], particles[1:], drift, q_values.detach(), entropy.detach())
 
     def _entropy(self, features: th.Tensor, path: list[th.Tensor]) -> th.Tensor:
         """Mean entropy of the bounded actions at the path's end, by the change of variables."""
         rows = slice(None, None, entropy_stride(self.cascade.action_dim))
         inputs = th.stack([x[rows] for x in path[:-1]])
         _, log_dets = self.reference.apply_blocks_with_log_dets(features[rows], inputs)
-        of_noise = 0.5 * self.cascade.action_dim * math.log(2.0 * math.pi * math.e)
-        return of_noise + log_dets.sum(dim=0).mean() + bound_log_det(path[-1]).mean()
+        return entropy_of_noise(path[0][rows]) + log_dets.sum(dim=0).mean() + bound_log_det(path[-1]).mean()
 
     def parallel_loss(
         self, features: th.Tensor, stale: StaleParticles, ent_coef: float, scale: float = 1.0
     ) -> th.Tensor:
         """
-        JKO objective of all blocks at once on stale inputs. At ``theta = theta_old`` its gradient is, up to the factor
-        ``eta / N``, the back-propagation-through-time gradient of the energy.
+        JKO objective of all blocks at once on stale inputs. Without confinement its gradient at ``theta = theta_old``
+        is, up to the factor ``eta / N``, the back-propagation-through-time gradient of the energy.
 
         :param features: The trained actor's state features, ``[B, features_dim]``
         :param stale: Result of :meth:`stale_particles`
@@ -154,18 +195,21 @@ class JKOStep:
         :param scale: Typical size of Q
         :return: Sum over blocks, scalar
         """
+        # The confined share of the drift is that of the whole energy, the blocks' own determinants included
+        ent_coef = (1.0 - self.confinement) * ent_coef
+        entropy: th.Tensor | float = 0.0
         if ent_coef > 0.0:
             every = entropy_stride(self.cascade.action_dim)
             outputs, log_dets = self.cascade.apply_blocks_with_log_dets(features, stale.inputs, every)
-            entropy: th.Tensor | float = log_dets.mean(dim=-1).sum()
+            entropy = log_dets.mean(dim=-1).sum()
         else:
-            outputs, entropy = self.cascade.apply_blocks(features, stale.inputs), 0.0
+            outputs = self.cascade.apply_blocks(features, stale.inputs)
         trust_region = self.trust_region(outputs, stale.outputs)
-        loss = jko_objective(stale.adjoint, outputs, stale.outputs, self.block_step_size, trust_region).sum()
+        loss = jko_objective(stale.drift, outputs, stale.outputs, self.block_step_size, trust_region).sum()
         return loss - self.block_step_size * ent_coef / scale * entropy
 
     def sequential_loss(
-        self, n: int, features: th.Tensor, x: th.Tensor, q_function: QFunction, ent_coef: float, scale: float = 1.0
+        self, n: int, features: th.Tensor, x_0: th.Tensor, q_function: QFunction, ent_coef: float, scale: float = 1.0
     ) -> th.Tensor:
         """
         JKO objective of block ``n`` on particles that already passed the updated blocks before it; the energy is read
@@ -173,29 +217,60 @@ class JKOStep:
 
         :param n: Block index, from 0
         :param features: State features, ``[B, features_dim]``
-        :param x: Input particles of block ``n``, ``[B, d]``
+        :param x_0: Noise, ``[B, d]``
         :param q_function: ``Q(s, a)`` of the batch's states, ``[B, d] -> [B]``
         :param ent_coef: Entropy coefficient
         :param scale: Typical size of Q
         :return: Scalar
         """
         with th.no_grad():
+            x = self._sweep(n, n, features, x_0)[-1]
             output_old = self.reference.apply_block(n, features, x)
-        end, entropy = x, th.zeros((), device=x.device)
-        for m in range(n, self.cascade.n_blocks):
-            flow = self.cascade if m == n else self.reference
+        energy, outputs = self._energy(n, n, features, x, q_function, ent_coef)
+        energy = (1.0 - self.confinement) * energy / scale
+        if self.confinement > 0.0:
+            with th.enable_grad():
+                start = x_0.detach().requires_grad_(True)
+                energy_of_all, _ = self._energy(0, n, features, start, q_function, ent_coef)
+                if ent_coef > 0.0:
+                    some = start[:: entropy_stride(self.cascade.action_dim)]
+                    energy_of_all = energy_of_all - ent_coef * entropy_of_noise(some)
+                (noise_gradient,) = th.autograd.grad(-len(x_0) / scale * energy_of_all, start)
+            end = self.cascade.n_blocks
+            along = drift_along_noise(lambda z: self._sweep(end, n, features, z)[1:], x_0, noise_gradient)[n]
+            energy = energy - self.confinement * (along * outputs[0]).sum(dim=-1).mean()
+        return self.block_step_size * energy + 0.5 * self.trust_region(outputs[0], output_old)
+
+    def _flow(self, m: int, n: int) -> FlowCascade:
+        """Whose block ``m`` is when block ``n``'s turn has come: those up to it are new, those behind it old."""
+        return self.cascade if m <= n else self.reference
+
+    def _sweep(self, end: int, n: int, features: th.Tensor, x_0: th.Tensor) -> list[th.Tensor]:
+        """Particles before and after each of the first ``end`` blocks when block ``n``'s turn has come."""
+        particles = [x_0]
+        for m in range(end):
+            particles.append(self._flow(m, n).apply_block(m, features, particles[-1]))
+        return particles
+
+    def _energy(
+        self, first: int, n: int, features: th.Tensor, x: th.Tensor, q_function: QFunction, ent_coef: float
+    ) -> tuple[th.Tensor, list[th.Tensor]]:
+        """
+        Mean energy at the end of blocks ``first`` to N when block ``n``'s turn has come, without the entropy of ``x``,
+        and these blocks' outputs.
+        """
+        outputs, entropy = [], th.zeros((), device=x.device)
+        every = entropy_stride(self.cascade.action_dim)
+        for m in range(first, self.cascade.n_blocks):
             if ent_coef > 0.0:
-                every = entropy_stride(flow.action_dim)
-                end, log_det = flow.apply_block_with_log_det(m, features, end, every)
+                x, log_det = self._flow(m, n).apply_block_with_log_det(m, features, x, every)
                 entropy = entropy + log_det.mean()
             else:
-                end = flow.apply_block(m, features, end)
-            if m == n:
-                output = end
+                x = self._flow(m, n).apply_block(m, features, x)
+            outputs.append(x)
         if ent_coef > 0.0:
-            entropy = entropy + bound_log_det(end).mean()
-        energy = -q_function(bound_action(end)).mean() - ent_coef * entropy
-        return self.block_step_size * energy / scale + 0.5 * self.trust_region(output, output_old)
+            entropy = entropy + bound_log_det(x).mean()
+        return -q_function(bound_action(x)).mean() - ent_coef * entropy, outputs
 
     def trust_region(self, outputs: th.Tensor, outputs_old: th.Tensor) -> th.Tensor:
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -32,7 +33,9 @@ class CriticRipeness:
     :param slow: Mean Q over about 1,000 updates
     :param magnitude: Mean absolute target over about 200 updates, the size of the Q signal
     :param with_picks: Returns of the latest episodes in which the critic picked, while it was tried
-    :param without_picks: Returns of the latest episodes in which it did not
+    :param without_picks: Returns of the latest episodes in which it did not, those before it was tried included
+    :param demonstrated_return: Mean undiscounted return of the demonstrations, if there are any
+    :param lowest_return: The lowest of their returns
     """
 
     updates: int = 0
@@ -41,6 +44,8 @@ class CriticRipeness:
     magnitude: float = 0.0
     with_picks: deque[float] = field(default_factory=_episodes)
     without_picks: deque[float] = field(default_factory=_episodes)
+    demonstrated_return: float = math.nan
+    lowest_return: float = math.nan
 
     def update(self, q_mean: float, target_magnitude: float) -> None:
         """
@@ -76,7 +81,7 @@ class CriticRipeness:
 
     def add_episode(self, episode_return: float, picked: bool) -> None:
         """
-        :param episode_return: Undiscounted return of an episode played while the critic was tried
+        :param episode_return: Undiscounted return of an episode played before the critic was ripe
         :param picked: Whether the critic picked among candidates in it
         """
         (self.with_picks if picked else self.without_picks).append(episode_return)
@@ -90,3 +95,16 @@ class CriticRipeness:
         if min(len(self.with_picks), len(self.without_picks)) < _MIN_EPISODES:
             return False
         return fmean(self.with_picks) >= fmean(self.without_picks)
+
+    @property
+    def share_of_demonstrated_return(self) -> float:
+        """
+        How much of the demonstrations' mean return the clone reached without the critic's picks, in [0, 1]. It counts
+        from what is worth nothing: the lowest return of any episode, demonstrated or its own, or 0 if all are above. 0
+        as long as either is unknown.
+        """
+        if not self.without_picks or math.isnan(self.demonstrated_return):
+            return 0.0
+        nothing = min(0.0, self.lowest_return, *self.without_picks)
+        reached, whole = fmean(self.without_picks) - nothing, self.demonstrated_return - nothing
+        return min(reached / whole, 1.0) if whole > 0.0 else float(reached > 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch as th
@@ -73,6 +74,10 @@ class SWFP(FlowAlgorithm):
         ``"auto"`` is ``"auto_0.1"`` from scratch and, once pretrained, 1.5 % of the clone's own spread, decaying
     :param jko_epoch: Block updates per JKO epoch, against one frozen reference; ``"auto"`` is 2 from scratch and 50
         once pretrained
+    :param confinement: Share of a step that moves actions only where a change of their noise would move them, in
+        [0, 1]: 0 lets the critic's gradient lead them anywhere, 1 keeps them on what the policy already does
+        (``docs/algorithm.md``, "Confinement"); ``"auto"`` is 0 from scratch and, once pretrained, the share of the
+        demonstrations' mean return that the clone reached before the critic was ripe
     :param block_training: ``"parallel"`` (all blocks at once on stale particles) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (POT)
     :param policy_delay: Critic updates per block update, as in TD3
@@ -125,6 +130,7 @@ class SWFP(FlowAlgorithm):
         target_entropy: str | float = "auto",
         jko_step_size: float | str = "auto",
         jko_epoch: int | str = "auto",
+        confinement: float | str = "auto",
         block_training: str = "parallel",
         w2: str = "paired",
         policy_delay: int = 2,
@@ -179,7 +185,7 @@ class SWFP(FlowAlgorithm):
         self.target_entropy = target_entropy
         self.ent_coef = ent_coef
         self.target_update_interval = target_update_interval
-        self.jko_step_size, self.jko_epoch = jko_step_size, jko_epoch
+        self.jko_step_size, self.jko_epoch, self.confinement = jko_step_size, jko_epoch, confinement
         self.block_training, self.w2 = block_training, w2
         self.policy_delay, self.critic_warmup = policy_delay, critic_warmup
         self.target_candidates, self.noise_correlation = target_candidates, noise_correlation
@@ -201,6 +207,7 @@ class SWFP(FlowAlgorithm):
             self._epoch_length(),
             self.block_training,
             self.w2,
+            self._current_confinement(),
         )
         if self.block_training == "sequential":
             blocks = [{"params": self.actor.cascade.block_views(n)} for n in range(self.actor.cascade.n_blocks)]
@@ -225,8 +232,22 @@ class SWFP(FlowAlgorithm):
             raise ValueError(f'jko_epoch must be a number of block updates or "auto", got {self.jko_epoch!r}')
         return self.jko_epoch
 
+    def _current_confinement(self) -> float:
+        share: Any = self.confinement
+        if isinstance(share, str) and share == "auto":
+            return self.ripeness.share_of_demonstrated_return if self.is_pretrained else 0.0
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0.0 <= float(share) <= 1.0:
+            raise ValueError(f'confinement must be a number from 0 to 1 or "auto", got {share!r}')
+        return float(share)
+
     def _after_cloning(self, data: Demonstrations) -> None:
         super()._after_cloning(data)
+        # What was played before was another clone
+        self.ripeness.with_picks.clear()
+        self.ripeness.without_picks.clear()
+        returns = data.returns()
+        self.ripeness.demonstrated_return = float(returns.mean())
+        self.ripeness.lowest_return = float(returns.min())
         self.jko.epoch_length, self.jko.steps_in_epoch = self._epoch_length(), 0
         self._step_size = self.jko.step_size = self._make_step_size()
         self._set_temperature()
@@ -237,6 +258,7 @@ class SWFP(FlowAlgorithm):
         :param batch_size: Minibatch size
         """
         self.jko.step_size.progress_remaining = self._current_progress_remaining
+        self.jko.confinement = self._current_confinement()
         super().train(gradient_steps, batch_size)
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
@@ -264,7 +286,12 @@ class SWFP(FlowAlgorithm):
             self.actor.optimizer.step()
         else:
             loss = self._train_blocks_in_order(observations, stale.inputs[0], q_function, ent_coef, scale)
-        metrics: dict[str, Any] = {"actor_loss": loss.detach(), "energy": -stale.q_values.mean(), "ent_coef": ent_coef}
+        metrics: dict[str, Any] = {
+            "actor_loss": loss.detach(),
+            "energy": -stale.q_values.mean(),
+            "ent_coef": ent_coef,
+            "confinement": self.jko.confinement,
+        }
         if ent_coef > 0.0:
             entropy = metrics["entropy"] = stale.entropy
             self._train_ent_coef(entropy)
@@ -282,14 +309,14 @@ class SWFP(FlowAlgorithm):
         return features[: max(len(features) // PLAN_PARTICLES, 1)].repeat_interleave(PLAN_PARTICLES, dim=0)
 
     def _train_blocks_in_order(
-        self, observations: Any, x: th.Tensor, q_function: Any, ent_coef: float, scale: float
+        self, observations: Any, x_0: th.Tensor, q_function: Any, ent_coef: float, scale: float
     ) -> th.Tensor:
         total = th.zeros((), device=self.device)
         cascade = self.actor.cascade
         self.actor.optimizer.zero_grad()
         for n in range(cascade.n_blocks):
             features = self._plan_rows(self.actor.features(observations))
-            loss = self.jko.sequential_loss(n, features, x, q_function, ent_coef, scale)
+            loss = self.jko.sequential_loss(n, features, x_0, q_function, ent_coef, scale)
             loss.backward()
             for view, stacked in zip(self.block_optimizer.param_groups[n]["params"], cascade.parameters(), strict=True):
                 assert stacked.grad is not None
@@ -297,8 +324,6 @@ class SWFP(FlowAlgorithm):
                 stacked.grad = None
             self.block_optimizer.step()
             self.block_optimizer.zero_grad()
-            with th.no_grad():
-                x = cascade.apply_block(n, features, x)
             total += loss.detach()
         # What remains are the features extractor's gradients, if it has parameters
         self.actor.optimizer.step()

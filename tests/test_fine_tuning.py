@@ -209,6 +209,52 @@ def test_a_jko_epoch_begins_anew_with_another_clone() -> None:
     assert ends() == [False, False, False, True]
 
 
+def test_a_clone_is_confined_by_the_share_of_the_demonstrated_return_that_it_reached(tmp_path: pathlib.Path) -> None:
+    scratch = tiny_model(Mirror(), critic_warmup=0)
+    scratch.learn(25)
+    assert scratch.jko.confinement == 0.0 and metrics(scratch)["confinement"] == 0.0
+
+    demonstrations = mirror_demonstrations(4)
+    model = clone(demonstrations=demonstrations, learning_starts=0, critic_warmup=0, policy_delay=1)
+    lowest = min(demonstrations.returns().min(), 0.0) - 100.0
+    model.ripeness.without_picks.extend([lowest, demonstrations.returns().mean()])
+    model.policy.critic_is_ripe.fill_(True)
+    model.learn(5)
+    assert metrics(model)["confinement"] == pytest.approx(0.5)
+    model.save(tmp_path / "clone")
+    loaded = SWFP.load(tmp_path / "clone", env=Mirror())
+    assert loaded.jko.confinement == pytest.approx(0.5)
+    assert SWFP.load(tmp_path / "clone", env=Mirror(), confinement=0.25).jko.confinement == 0.25
+
+
+def test_episodes_before_the_trial_count_as_without_picks() -> None:
+    model = clone(Mirror(length=10), learning_starts=0, critic_warmup=1_000)
+    model.learn(45)
+    assert len(model.ripeness.without_picks) == 4 and not model.ripeness.with_picks
+    assert 0.0 < model.ripeness.share_of_demonstrated_return <= 1.0
+    model.pretrain(gradient_steps=2)  # another clone
+    assert not model.ripeness.without_picks and model.ripeness.share_of_demonstrated_return == 0.0
+
+
+def test_no_verdict_while_the_trial_is_suspended() -> None:
+    model = clone(Mirror(length=5), learning_starts=1_000, critic_warmup=0)
+    for _ in range(5):
+        model.ripeness.add_episode(-1e6, picked=True)
+        model.ripeness.add_episode(0.0, picked=False)
+    model.ripeness.fast, model.ripeness.magnitude = 2.0, 1.0  # a drift of 2
+    model.ripeness.without_picks.extend([-1e7] * 20)  # by these the picks would pay
+    model.learn(20)
+    assert not model.policy.critic_is_ripe and len(model.ripeness.with_picks) == 5
+
+
+def test_one_candidate_is_ripe_once_an_episode_has_shown_what_the_clone_is_worth() -> None:
+    model = clone(Mirror(length=10), learning_starts=0, critic_warmup=0, policy_kwargs={"n_candidates": 1})
+    model.learn(9)
+    assert not model.policy.critic_is_ripe
+    model.learn(10, reset_num_timesteps=False)
+    assert model.policy.critic_is_ripe and len(model.ripeness.without_picks) == 1
+
+
 def test_exploration_of_a_clone_is_as_soft_as_its_temperature() -> None:
     """Candidates compete before the blocks move: the temperature must be alpha's from the first competition on."""
     model = clone(learning_starts=0)

@@ -9,9 +9,9 @@ import pytest
 import torch as th
 from descent import jko_descent, minimise
 
-from sb3_swfp.bounds import bound_action, bound_log_det
+from sb3_swfp.bounds import bound_action, bound_log_det, unbound_action
 from sb3_swfp.flows import FlowCascade
-from sb3_swfp.jko import MEASURE_EVERY, PLAN_PARTICLES, JKOStep, entropy_stride
+from sb3_swfp.jko import MEASURE_EVERY, PLAN_PARTICLES, JKOStep, drift_along_noise, entropy_stride
 from sb3_swfp.transport import JKOStepSize
 
 
@@ -41,7 +41,7 @@ def quadratic_loss(jko: JKOStep, mean: th.Tensor, variance: float, ent_coef: flo
     """The JKO loss of Q = -|x - mean|^2 / (2 variance), which acts on the particles, not on the bounded actions."""
     features = th.ones(512, 1)
     stale = jko.stale_particles(features, energy_q, 0.0)
-    return jko.parallel_loss(features, stale._replace(adjoint=-(stale.outputs - mean) / variance), ent_coef)
+    return jko.parallel_loss(features, stale._replace(drift=-(stale.outputs - mean) / variance), ent_coef)
 
 
 def gradients(loss: th.Tensor, cascade: FlowCascade) -> list[th.Tensor]:
@@ -80,7 +80,7 @@ def test_sequential_gradient_is_the_block_s_share_of_it(dim: int, ent_coef: floa
     expected = gradients(-energy_q(bound_action(sweep.particles[-1])).mean() - ent_coef * entropy, cascade)
     jko = JKOStep(cascade, reference, JKOStepSize(0.5), block_training="sequential")
     for n in range(5):
-        loss = jko.sequential_loss(n, features, sweep.particles[n].detach(), energy_q, ent_coef)
+        loss = jko.sequential_loss(n, features, x_0, energy_q, ent_coef)
         for whole, part in zip(expected, gradients(loss, cascade), strict=True):
             share = jko.block_step_size * cascade.block_slice(whole, n)
             th.testing.assert_close(cascade.block_slice(part, n), share, rtol=1e-9, atol=1e-14)
@@ -124,6 +124,79 @@ def test_a_gaussian_moves_as_the_closed_form_with_entropy_says() -> None:
     assert moved.std().item() == pytest.approx(scale, abs=0.03)
 
 
+@pytest.mark.parametrize("ent_coef", [0.0, 0.3])
+@pytest.mark.parametrize("dim", [2, 4])
+def test_the_confined_drift_is_the_gradient_s_share_in_the_direction_of_the_noise_s(dim: int, ent_coef: float) -> None:
+    """J_n the Jacobian of blocks 1 to n, e the gradient, u_n = J_n J^T e: u_N <u_N, e> / |u_N|^2, others as far."""
+    cascade, reference = cascades(dim)
+    features, x_0 = th.randn(1, 3), th.randn(1, dim)  # one row, so that the entropy is all of this particle
+    jko = JKOStep(cascade, reference, JKOStepSize(0.5), confinement=1.0)
+    drift = jko.stale_particles(features, energy_q, ent_coef, noise=x_0).drift
+
+    def end(noise: th.Tensor) -> th.Tensor:
+        return reference.integrate(features, noise).particles[-1]
+
+    def objective(noise: th.Tensor) -> th.Tensor:
+        log_det = th.linalg.slogdet(th.func.jacrev(lambda x: end(x)[0])(noise)[:, 0])[1]
+        log_density = -0.5 * noise.square().sum() - log_det - bound_log_det(end(noise)).sum()
+        return energy_q(bound_action(end(noise))).sum() - ent_coef * log_density
+
+    of_noise = th.func.grad(objective)(x_0)[0]
+    jacobians = th.func.jacrev(lambda x: th.stack(reference.integrate(features, x).particles[1:])[:, 0])(x_0)[:, :, 0]
+    at_end = th.linalg.solve(jacobians[-1].T, of_noise)
+    directions = jacobians @ of_noise
+    length = directions[-1] @ at_end / directions[-1].norm()
+    expected = length * directions / directions.norm(dim=-1, keepdim=True)
+    th.testing.assert_close(drift[:, 0], expected, rtol=1e-8, atol=1e-12)
+
+
+def test_at_the_boltzmann_density_nothing_drifts_when_confined() -> None:
+    """The policy of an identity cascade is a Gaussian through the bound; with Q = alpha log of its density it stays."""
+    cascade, reference = (FlowCascade(3, 2, 5, [16, 16]) for _ in range(2))
+    reference.load_state_dict(cascade.state_dict())
+
+    def q(action: th.Tensor) -> th.Tensor:
+        x = unbound_action(action)
+        return 0.3 * (-0.5 * x.square().sum(dim=-1) - bound_log_det(x))
+
+    x_0 = 0.3 * th.randn(64, 2)  # not so near to the bounds that an action's preimage is cut
+    jko = JKOStep(cascade, reference, JKOStepSize(0.5), confinement=1.0)
+    stale = jko.stale_particles(th.randn(64, 3), q, 0.3, noise=x_0)
+    th.testing.assert_close(stale.drift, th.zeros(5, 64, 2), rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("confinement", [0.4, 1.0])
+@pytest.mark.parametrize("ent_coef", [0.0, 0.3])
+@pytest.mark.parametrize("dim", [2, 4])
+def test_confined_blocks_in_order_begin_as_all_at_once(dim: int, ent_coef: float, confinement: float) -> None:
+    cascade, reference = cascades(dim)
+    features, x_0 = th.randn(8, 3), th.randn(8, dim)
+    jko = JKOStep(cascade, reference, JKOStepSize(0.5), confinement=confinement)
+    stale = jko.stale_particles(features, energy_q, ent_coef, scale=2.0, noise=x_0)
+    expected = gradients(jko.parallel_loss(features, stale, ent_coef, scale=2.0), cascade)
+    for n in range(5):
+        found = gradients(jko.sequential_loss(n, features, x_0, energy_q, ent_coef, scale=2.0), cascade)
+        for whole, part in zip(expected, found, strict=True):
+            th.testing.assert_close(cascade.block_slice(part, n), cascade.block_slice(whole, n), rtol=1e-9, atol=1e-14)
+
+
+def test_a_thin_policy_stays_thin_when_confined() -> None:
+    """
+    Deviations 0.2 and 0.01, an energy with the same slope along both axes: the confined drift is along J J^T g, so its
+    share across the policy is (0.01 / 0.2)^2 of that along it, where the gradient's is all of it.
+    """
+    scales, slope = th.tensor([0.2, 0.01]), th.tensor([1.0, 1.0])
+    x_0 = th.randn(16, 2)
+    drift = drift_along_noise(lambda x: [x, scales * x], x_0, (scales * slope).expand(16, 2))[1]
+    th.testing.assert_close(drift[:, 1] / drift[:, 0], th.full((16,), 0.0025))
+    # As far as the gradient goes in that direction, and no farther
+    th.testing.assert_close(drift @ slope, drift.square().sum(dim=-1))
+    assert not drift_along_noise(lambda x: [x, scales * x], x_0, th.zeros(16, 2)).any()  # a flat energy is no 0 / 0
+    for shrunk in (1e-3, 1e-6):  # a flow that has all but folded: no farther than at a thousandth
+        drift = drift_along_noise(lambda x, shrunk=shrunk: [shrunk * x], x_0, slope.expand(16, 2))  # type: ignore[misc]
+        assert drift.norm(dim=-1).amax().item() <= 1e3 * slope.norm().item() * (1.0 + 1e-9)
+
+
 def test_a_sequential_sweep_is_one_implicit_step_per_block() -> None:
     """
     Quadratic energy, three blocks, identity at first: block after block solves
@@ -142,7 +215,7 @@ def test_a_sequential_sweep_is_one_implicit_step_per_block() -> None:
     x, energies = x_0, [-q(x_0).mean()]
     for n in range(3):
         before = [cascade.block_slice(p.detach().clone(), m) for m in range(3) if m != n for p in cascade.parameters()]
-        minimise(functools.partial(jko.sequential_loss, n, features, x, q, 0.0), cascade, steps=400, lr=1e-2)
+        minimise(functools.partial(jko.sequential_loss, n, features, x_0, q, 0.0), cascade, steps=400, lr=1e-2)
         after = [cascade.block_slice(p.detach(), m) for m in range(3) if m != n for p in cascade.parameters()]
         assert all(th.equal(a, b) for a, b in zip(before, after, strict=True))  # no other block moved
         with th.no_grad():
