@@ -317,10 +317,9 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
             self._noise.end_episodes(dones)
         if self.is_pretrained and not self.policy.critic_is_ripe:
             on_trial = self._critic_on_trial()
+            # Without the picks the same clone plays, on trial or not
             for episode_return, picked in self._trial.step(rewards, dones, on_trial):
-                # Without the picks the same clone plays, on trial or not; with them, an episode may be half and half
-                if on_trial or not picked:
-                    self.ripeness.add_episode(episode_return, picked)
+                self.ripeness.add_episode(episode_return, picked)
             # With one candidate there is nothing to pick, hence nothing to try but the clone itself
             tried = self.ripeness.picks_pay or (self.policy.n_candidates == 1 and self.ripeness.without_picks)
             if on_trial and tried:

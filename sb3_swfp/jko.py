@@ -158,14 +158,10 @@ class JKOStep:
         :param scale: Typical size of Q, by which the energy is divided
         :param noise: ``x_0``, ``[B, d]``; drawn when omitted
         """
-        x_0 = noise if noise is not None else th.randn(len(features), self.cascade.action_dim, device=features.device)
+        x_0 = self.noise(features) if noise is None else noise.detach()
         with th.enable_grad():
-            path = self.reference.integrate(features, x_0.detach().requires_grad_(True)).particles
-            q_values = q_function(bound_action(path[-1]))
-            objective, entropy = q_values.sum(), th.zeros((), device=x_0.device)
-            if ent_coef > 0.0:
-                entropy = self._entropy(features, path)
-                objective = objective + ent_coef * len(x_0) * entropy
+            path, q_values, entropy = self.evaluate(features, x_0.requires_grad_(True), q_function, ent_coef)
+            objective = q_values.sum() + ent_coef * len(x_0) * entropy
             gradients = th.autograd.grad(objective / scale, path if self.confinement > 0.0 else path[1:])
         drift = th.stack(gradients[-self.cascade.n_blocks :])
         if self.confinement > 0.0:
@@ -174,6 +170,26 @@ class JKOStep:
             drift = th.lerp(drift, along, self.confinement)
         particles = th.stack(path).detach()
         return StaleParticles(particles[:-1], particles[1:], drift, q_values.detach(), entropy.detach())
+
+    def noise(self, features: th.Tensor) -> th.Tensor:
+        """One particle's noise for each row of features, ``[B, d]``."""
+        return th.randn(len(features), self.cascade.action_dim, device=features.device)
+
+    def evaluate(
+        self, features: th.Tensor, x_0: th.Tensor, q_function: QFunction, ent_coef: float
+    ) -> tuple[list[th.Tensor], th.Tensor, th.Tensor]:
+        """
+        Sweep the frozen cascade and value where it ends.
+
+        :param features: The reference's state features, ``[B, features_dim]``
+        :param x_0: Noise, ``[B, d]``
+        :param q_function: ``Q(s, a)`` of the batch's states, ``[B, d] -> [B]``
+        :param ent_coef: Entropy coefficient; without one the entropy is left out
+        :return: Particles before and after every block, ``N + 1`` times ``[B, d]``, Q values ``[B]``, mean entropy
+        """
+        path = self.reference.integrate(features, x_0).particles
+        entropy = self._entropy(features, path) if ent_coef > 0.0 else th.zeros((), device=x_0.device)
+        return path, q_function(bound_action(path[-1])), entropy
 
     def _entropy(self, features: th.Tensor, path: list[th.Tensor]) -> th.Tensor:
         """Mean entropy of the bounded actions at the path's end, by the change of variables."""
@@ -209,7 +225,14 @@ class JKOStep:
         return loss - self.block_step_size * ent_coef / scale * entropy
 
     def sequential_loss(
-        self, n: int, features: th.Tensor, x_0: th.Tensor, q_function: QFunction, ent_coef: float, scale: float = 1.0
+        self,
+        n: int,
+        features: th.Tensor,
+        x_0: th.Tensor,
+        x: th.Tensor,
+        q_function: QFunction,
+        ent_coef: float,
+        scale: float = 1.0,
     ) -> th.Tensor:
         """
         JKO objective of block ``n`` on particles that already passed the updated blocks before it; the energy is read
@@ -218,39 +241,43 @@ class JKOStep:
         :param n: Block index, from 0
         :param features: State features, ``[B, features_dim]``
         :param x_0: Noise, ``[B, d]``
+        :param x: What the updated blocks before this one make of it, without their gradients, ``[B, d]``
         :param q_function: ``Q(s, a)`` of the batch's states, ``[B, d] -> [B]``
         :param ent_coef: Entropy coefficient
         :param scale: Typical size of Q
         :return: Scalar
         """
         with th.no_grad():
-            x = self._sweep(n, n, features, x_0)[-1]
             output_old = self.reference.apply_block(n, features, x)
         energy, outputs = self._energy(n, n, features, x, q_function, ent_coef)
         energy = (1.0 - self.confinement) * energy / scale
         if self.confinement > 0.0:
-            with th.enable_grad():
-                start = x_0.detach().requires_grad_(True)
-                energy_of_all, _ = self._energy(0, n, features, start, q_function, ent_coef)
-                if ent_coef > 0.0:
-                    some = start[:: entropy_stride(self.cascade.action_dim)]
-                    energy_of_all = energy_of_all - ent_coef * entropy_of_noise(some)
-                (noise_gradient,) = th.autograd.grad(-len(x_0) / scale * energy_of_all, start)
-            end = self.cascade.n_blocks
-            along = drift_along_noise(lambda z: self._sweep(end, n, features, z)[1:], x_0, noise_gradient)[n]
+            along = self._drift_in_order(n, features, x_0, q_function, ent_coef, scale)
             energy = energy - self.confinement * (along * outputs[0]).sum(dim=-1).mean()
         return self.block_step_size * energy + 0.5 * self.trust_region(outputs[0], output_old)
+
+    def _drift_in_order(
+        self, n: int, features: th.Tensor, x_0: th.Tensor, q_function: QFunction, ent_coef: float, scale: float
+    ) -> th.Tensor:
+        """Confined drift of block ``n``'s outputs, ``[B, d]``, from the noise on: the blocks before it are new."""
+        with th.enable_grad():
+            start = x_0.detach().requires_grad_(True)
+            energy, _ = self._energy(0, n, features, start, q_function, ent_coef)
+            if ent_coef > 0.0:
+                energy = energy - ent_coef * entropy_of_noise(start[:: entropy_stride(self.cascade.action_dim)])
+            (gradient,) = th.autograd.grad(-len(x_0) / scale * energy, start)
+        return drift_along_noise(lambda z: self._sweep(n, features, z), x_0, gradient)[n]
 
     def _flow(self, m: int, n: int) -> FlowCascade:
         """Whose block ``m`` is when block ``n``'s turn has come: those up to it are new, those behind it old."""
         return self.cascade if m <= n else self.reference
 
-    def _sweep(self, end: int, n: int, features: th.Tensor, x_0: th.Tensor) -> list[th.Tensor]:
-        """Particles before and after each of the first ``end`` blocks when block ``n``'s turn has come."""
+    def _sweep(self, n: int, features: th.Tensor, x_0: th.Tensor) -> list[th.Tensor]:
+        """Every block's output when block ``n``'s turn has come."""
         particles = [x_0]
-        for m in range(end):
+        for m in range(self.cascade.n_blocks):
             particles.append(self._flow(m, n).apply_block(m, features, particles[-1]))
-        return particles
+        return particles[1:]
 
     def _energy(
         self, first: int, n: int, features: th.Tensor, x: th.Tensor, q_function: QFunction, ent_coef: float

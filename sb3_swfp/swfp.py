@@ -278,22 +278,26 @@ class SWFP(FlowAlgorithm):
             return q_values.mean(dim=0) if self.is_pretrained else q_values.amin(dim=0)
 
         scale = max(self.ripeness.magnitude, 1e-6)
-        stale = self.jko.stale_particles(features_reference, q_function, ent_coef, scale)
         if self.block_training == "parallel":
+            stale = self.jko.stale_particles(features_reference, q_function, ent_coef, scale)
+            q_values, entropy = stale.q_values, stale.entropy
             loss = self.jko.parallel_loss(self._plan_rows(self.actor.features(observations)), stale, ent_coef, scale)
             self.actor.optimizer.zero_grad()
             loss.backward()
             self.actor.optimizer.step()
         else:
-            loss = self._train_blocks_in_order(observations, stale.inputs[0], q_function, ent_coef, scale)
+            x_0 = self.jko.noise(features_reference)
+            with th.no_grad():
+                _, q_values, entropy = self.jko.evaluate(features_reference, x_0, q_function, ent_coef)
+            loss = self._train_blocks_in_order(observations, x_0, q_function, ent_coef, scale)
         metrics: dict[str, Any] = {
             "actor_loss": loss.detach(),
-            "energy": -stale.q_values.mean(),
+            "energy": -q_values.mean(),
             "ent_coef": ent_coef,
             "confinement": self.jko.confinement,
         }
         if ent_coef > 0.0:
-            entropy = metrics["entropy"] = stale.entropy
+            metrics["entropy"] = entropy
             self._train_ent_coef(entropy)
         self._set_temperature()
         if self.jko.count_step():
@@ -311,12 +315,12 @@ class SWFP(FlowAlgorithm):
     def _train_blocks_in_order(
         self, observations: Any, x_0: th.Tensor, q_function: Any, ent_coef: float, scale: float
     ) -> th.Tensor:
-        total = th.zeros((), device=self.device)
+        total, x = th.zeros((), device=self.device), x_0
         cascade = self.actor.cascade
         self.actor.optimizer.zero_grad()
         for n in range(cascade.n_blocks):
             features = self._plan_rows(self.actor.features(observations))
-            loss = self.jko.sequential_loss(n, features, x_0, q_function, ent_coef, scale)
+            loss = self.jko.sequential_loss(n, features, x_0, x, q_function, ent_coef, scale)
             loss.backward()
             for view, stacked in zip(self.block_optimizer.param_groups[n]["params"], cascade.parameters(), strict=True):
                 assert stacked.grad is not None
@@ -324,6 +328,8 @@ class SWFP(FlowAlgorithm):
                 stacked.grad = None
             self.block_optimizer.step()
             self.block_optimizer.zero_grad()
+            with th.no_grad():
+                x = cascade.apply_block(n, features, x)
             total += loss.detach()
         # What remains are the features extractor's gradients, if it has parameters
         self.actor.optimizer.step()

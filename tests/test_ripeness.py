@@ -158,9 +158,26 @@ def test_a_trial_that_was_broken_off_begins_with_a_new_pair() -> None:
     assert 0.2 < np.mean(pairs) < 0.8
 
 
+def test_several_environments_report_in_the_order_of_their_episodes_beginnings() -> None:
+    """One environment's episodes are ten times as long: its share of the reported is that of those that began."""
+    trial, reported = CriticTrial(2), []
+    for step in range(1, 100):
+        ended = trial.step(np.array([1.0, 1.0]), np.array([True, step % 10 == 0]), on_trial=True)
+        reported += [episode_return for episode_return, _ in ended]
+    # The two that began together, then the short ones; the last of these began before the long one that is still open
+    assert reported == ([1.0, 10.0] + [1.0] * 9) * 9 + [1.0]
+
+
+def test_an_episode_with_picks_does_not_count_once_the_trial_is_suspended() -> None:
+    trial, one = CriticTrial(1), np.ones(1, dtype=bool)
+    trial.picking[:] = True
+    assert trial.step(np.ones(1), one, on_trial=False) == []
+    assert trial.step(np.ones(1), one, on_trial=False) == [(1.0, False)]  # the clone alone always does
+
+
 def test_trial_of_a_file_from_before_there_were_pairs() -> None:
     trial = CriticTrial(2)
-    state = {name: value for name, value in vars(trial).items() if name != "_second"}
+    state = {name: value for name, value in vars(trial).items() if name in ("picking", "_returns")}
     loaded = CriticTrial.__new__(CriticTrial)
     loaded.__setstate__(state)
     assert loaded.step(np.ones(2), np.ones(2, dtype=bool), True) == [(1.0, False), (1.0, False)]
