@@ -78,10 +78,13 @@ def _sample_flow(trial: optuna.Trial, with_demonstrations: bool) -> Params:
 
 
 def _sample_swfp(trial: optuna.Trial, with_demonstrations: bool) -> Params:
-    return _sample_flow(trial, with_demonstrations) | {
+    sampled = _sample_flow(trial, with_demonstrations) | {
         "jko_target": trial.suggest_float("jko_target", 3e-4, 0.3, log=True),
         "jko_epoch": trial.suggest_categorical("jko_epoch", [5, 10, 20, 50]),
     }
+    if with_demonstrations:
+        sampled["confinement"] = trial.suggest_categorical("confinement", [0.0, "auto", 1.0])
+    return sampled
 
 
 def _sample_swfp_kl(trial: optuna.Trial, with_demonstrations: bool) -> Params:
