@@ -77,7 +77,8 @@ class SWFP(FlowAlgorithm):
     :param confinement: Share of a step that moves actions only where a change of their noise would move them, in
         [0, 1]: 0 lets the critic's gradient lead them anywhere, 1 keeps them on what the policy already does
         (``docs/algorithm.md``, "Confinement"); ``"auto"`` is 0 from scratch and, once pretrained, the share of the
-        demonstrations' mean return that the clone reached before the critic was ripe
+        demonstrations' mean return that the clone reached before the critic was ripe, decaying linearly over
+        ``learn()`` to 0
     :param block_training: ``"parallel"`` (all blocks at once on stale particles) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (POT)
     :param policy_delay: Critic updates per block update, as in TD3
@@ -235,7 +236,10 @@ class SWFP(FlowAlgorithm):
     def _current_confinement(self) -> float:
         share: Any = self.confinement
         if isinstance(share, str) and share == "auto":
-            return self.ripeness.share_of_demonstrated_return if self.is_pretrained else 0.0
+            if not self.is_pretrained:
+                return 0.0
+            # Later the critic knows the neighbourhood better, and the flow has less variance left to move in
+            return self.ripeness.share_of_demonstrated_return * self._current_progress_remaining
         if isinstance(share, bool) or not isinstance(share, Real) or not 0.0 <= float(share) <= 1.0:
             raise ValueError(f'confinement must be a number from 0 to 1 or "auto", got {share!r}')
         return float(share)
