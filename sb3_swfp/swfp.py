@@ -239,7 +239,8 @@ class SWFP(FlowAlgorithm):
             if not self.is_pretrained:
                 return 0.0
             # Later the critic knows the neighbourhood better, and the flow has less variance left to move in
-            return self.ripeness.share_of_demonstrated_return * self._current_progress_remaining
+            # SB3's progress goes below 0 where the last roll-out exceeds total_timesteps
+            return self.ripeness.share_of_demonstrated_return * max(self._current_progress_remaining, 0.0)
         if isinstance(share, bool) or not isinstance(share, Real) or not 0.0 <= float(share) <= 1.0:
             raise ValueError(f'confinement must be a number from 0 to 1 or "auto", got {share!r}')
         return float(share)

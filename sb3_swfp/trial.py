@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+#: Episodes that may wait for one that began before them: one that never ends must not hold the verdict back for ever
+_MOST_WAITING = 20
+
 
 class CriticTrial:
     """
@@ -14,7 +17,8 @@ class CriticTrial:
     Rewards are added up here, so that environments without a ``Monitor`` are judged too.
 
     Several environments report in the order in which their episodes began: in the order of their ends the short ones
-    would come first, and where an episode ends with its success, or with a fall, these are not like the others.
+    would come first, and where an episode ends with its success, or with a fall, these are not like the others. At most
+    20 wait for an episode that is still open.
 
     :param n_envs: Number of environments
     """
@@ -40,8 +44,8 @@ class CriticTrial:
         :param dones: Which episodes ended with it, ``[n_envs]``
         :param on_trial: Whether the critic is on trial; if not, it picks in none of the episodes that begin now, and
             those in which it did do not count: they may be half and half
-        :return: Return of each episode that ended and whether the critic picked in it, once all that began before it
-            have ended as well
+        :return: Return of each episode that ended and whether the critic picked in it, as a rule once all that began
+            before it have ended as well
         """
         self._returns += rewards
         for i in np.flatnonzero(dones):
@@ -53,6 +57,7 @@ class CriticTrial:
         lots = np.where(self._second[dones], ~self.picking[dones], np.random.random(int(dones.sum())) < 0.5)
         self.picking[dones] = lots & on_trial
         self._second[dones] = ~self._second[dones] & on_trial
-        oldest = self._numbers.min()
-        reported = [self._waiting.pop(number) for number in sorted(self._waiting) if number < oldest]
+        oldest, numbers = self._numbers.min(), sorted(self._waiting)
+        too_many = len(numbers) - _MOST_WAITING
+        reported = [self._waiting.pop(n) for i, n in enumerate(numbers) if n < oldest or i < too_many]
         return [episode for episode in reported if episode is not None]

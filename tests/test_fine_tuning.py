@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -228,6 +229,45 @@ def test_a_clone_is_confined_by_the_share_of_the_demonstrated_return_that_it_rea
     loaded = SWFP.load(tmp_path / "clone", env=Mirror())
     assert loaded.jko.confinement == pytest.approx(0.3)
     assert SWFP.load(tmp_path / "clone", env=Mirror(), confinement=0.25).jko.confinement == 0.25
+
+
+def test_confinement_is_never_negative_and_begins_anew_with_every_learn() -> None:
+    model = clone(Mirror(length=10), learning_starts=0, critic_warmup=0, train_freq=(1, "episode"))
+    model.ripeness.without_picks.extend([model.ripeness.lowest_return - 100.0, model.ripeness.demonstrated_return])
+    model.policy.critic_is_ripe.fill_(True)
+    model.learn(25)  # three episodes: the last exceeds the budget
+    assert model._current_progress_remaining < 0.0 and model.jko.confinement == 0.0
+    seen: list[float] = []
+    model.learn(
+        30,
+        reset_num_timesteps=False,
+        callback=lambda local, _: bool(seen.append(local["self"].jko.confinement) or True),
+    )
+    assert 0.0 <= min(seen) and 0.0 < max(seen) < 1.0  # of the steps of both: 60, of which 30 are gone
+
+
+def test_sequential_training_hands_each_block_what_the_new_blocks_before_it_make_of_the_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = clone(block_training="sequential", confinement=0.5, critic_warmup=0)
+    loss, worst = model.jko.sequential_loss, []
+
+    def spy(n: int, features: th.Tensor, x_0: th.Tensor, x: th.Tensor, *args: Any) -> th.Tensor:
+        expected = x_0
+        for m in range(n):
+            expected = model.actor.cascade.apply_block(m, features, expected)
+        worst.append((x - expected).abs().max().item())
+        return loss(n, features, x_0, x, *args)
+
+    monkeypatch.setattr(model.jko, "sequential_loss", spy)
+    before = model.actor.cascade.integrate(th.zeros(1, 2), th.zeros(1, model.action_dim)).particles[-1]
+    for _ in range(3):
+        metrics_of_step = model._train_actor(model.replay_buffer.sample(16), 0.0)
+    assert len(worst) == 3 * model.actor.cascade.n_blocks and max(worst) == 0.0
+    assert metrics_of_step["confinement"] == 0.5
+    assert not th.equal(
+        before, model.actor.cascade.integrate(th.zeros(1, 2), th.zeros(1, model.action_dim)).particles[-1]
+    )
 
 
 def test_episodes_before_the_trial_count_as_without_picks() -> None:

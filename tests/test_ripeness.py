@@ -168,6 +168,13 @@ def test_several_environments_report_in_the_order_of_their_episodes_beginnings()
     assert reported == ([1.0, 10.0] + [1.0] * 9) * 9 + [1.0]
 
 
+def test_an_episode_that_never_ends_holds_no_more_than_twenty_back() -> None:
+    trial, reported = CriticTrial(2), []
+    for _ in range(100):
+        reported += trial.step(np.ones(2), np.array([True, False]), on_trial=True)
+    assert len(reported) == 80 and len(trial._waiting) == 20
+
+
 def test_an_episode_with_picks_does_not_count_once_the_trial_is_suspended() -> None:
     trial, one = CriticTrial(1), np.ones(1, dtype=bool)
     trial.picking[:] = True
