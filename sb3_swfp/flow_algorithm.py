@@ -11,6 +11,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
+from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_swfp.acting import pick
 from sb3_swfp.base import DemonstrationAlgorithm
@@ -35,6 +36,8 @@ _INITIAL_TEMPERATURE = 1e-3
 #: Polyak coefficient of a clone's averaged actor, relative to ``tau``. From scratch a slow average costs too much: on
 #: Pendulum 10,000 steps then end near -200 instead of -170 (docs/experiments-scratch.md)
 _CLONE_TAU_RATIO = 0.4
+#: Least share of ``learning_rate`` that a clone's flow learns at: that of the movement which ``jko_step_size`` aims at
+_LEAST_LEARNING_RATE = 0.1
 #: Candidates whose values are taken at a time on the CPU: beyond, the hidden layers are fresh memory from the system in
 #: every call, which costs up to half as much as the products (2,048 candidates, 5 critics: 36 ms at once, 25 in parts)
 _PARTICLES_AT_A_TIME = 512
@@ -155,6 +158,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         assert self.replay_buffer is not None
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
+        for optimizer in self._actor_optimizers():
+            update_learning_rate(optimizer, self._actor_learning_rate())
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             ent_coef = self._current_ent_coef()
@@ -168,6 +173,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
                 track(self.actor, self.actor_average, ratio * self.tau)
             if self._n_updates % self.target_update_interval == 0:
                 track(self.critic, self.critic_target, self.tau)
+        self._metrics["actor_learning_rate"] = self._actor_learning_rate()
         self._log_metrics()
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
@@ -180,9 +186,18 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         """
         raise TypeError(f"{type(self).__name__} does not say how its flow is improved")
 
+    def _actor_optimizers(self) -> list[th.optim.Optimizer]:
+        return [self.actor.optimizer]
+
     def _optimizers(self) -> list[th.optim.Optimizer]:
-        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        optimizers = [*self._actor_optimizers(), self.critic.optimizer]
         return optimizers if self.ent_coef_optimizer is None else [*optimizers, self.ent_coef_optimizer]
+
+    def _actor_learning_rate(self) -> float:
+        """The schedule's; a clone's falls besides, since its flow is to move ever less, and Adam's own jitter, which is
+        as large as the rate, would soon be all that moves it."""
+        rate = self.lr_schedule(self._current_progress_remaining)
+        return rate * max(self._current_progress_remaining, _LEAST_LEARNING_RATE) if self.is_pretrained else rate
 
     def _actor_may_move(self) -> bool:
         if not self.is_pretrained:

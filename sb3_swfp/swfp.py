@@ -33,7 +33,7 @@ from sb3_swfp.transport import JKOStepSize
 #: What ``jko_step_size="auto"`` means: the W2 movement per JKO epoch that learns from scratch; and, for a clone, the
 #: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
 #: clone with a spread of 0.03 (AdroitHandDoor): docs/experiments.md
-DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.1, 0.015
+DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.1, 0.045
 #: What ``jko_epoch="auto"`` means, from scratch and for a clone. The adjoint is the energy's gradient at the frozen
 #: reference: in long epochs a policy that has far to go follows one that is out of date
 DEFAULT_EPOCH, DEFAULT_EPOCH_OF_CLONE = 2, 50
@@ -51,7 +51,8 @@ class SWFP(FlowAlgorithm):
 
     :param policy: ``"FlowPolicy"`` (or SB3's aliases), which picks its features extractor from the observation space
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: Adam's learning rate for blocks, critics and temperature, or a schedule of the progress left
+    :param learning_rate: Adam's learning rate for blocks, critics and temperature, or a schedule of the progress left.
+        The blocks' falls besides, once pretrained: linearly over ``learn()``, to a tenth
     :param buffer_size: Size of the replay buffer
     :param learning_starts: Steps to collect before learning starts: uniformly at random by a new policy, by the policy
         itself once it is pretrained
@@ -71,7 +72,7 @@ class SWFP(FlowAlgorithm):
     :param target_entropy: Target entropy for ``ent_coef="auto"``; ``"auto"`` is minus the action dimension
     :param jko_step_size: JKO step size ``eta``, or ``"auto_<target>"`` to hold a root-mean-square W2 movement per
         action dimension and JKO epoch, or ``"auto_lin_<target>"`` to decay it linearly over ``learn()``, to a tenth;
-        ``"auto"`` is ``"auto_0.1"`` from scratch and, once pretrained, 1.5 % of the clone's own spread, decaying
+        ``"auto"`` is ``"auto_0.1"`` from scratch and, once pretrained, 4.5 % of the clone's own spread, decaying
     :param jko_epoch: Block updates per JKO epoch, against one frozen reference; ``"auto"`` is 2 from scratch and 50
         once pretrained
     :param confinement: Share of a step that moves actions only where a change of their noise would move them, in
@@ -266,8 +267,8 @@ class SWFP(FlowAlgorithm):
         self.jko.confinement = self._current_confinement()
         super().train(gradient_steps, batch_size)
 
-    def _optimizers(self) -> list[th.optim.Optimizer]:
-        optimizers = super()._optimizers()
+    def _actor_optimizers(self) -> list[th.optim.Optimizer]:
+        optimizers = super()._actor_optimizers()
         return [*optimizers, self.block_optimizer] if self.block_training == "sequential" else optimizers
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
@@ -333,8 +334,9 @@ class SWFP(FlowAlgorithm):
                 stacked.grad = None
             self.block_optimizer.step()
             self.block_optimizer.zero_grad()
-            with th.no_grad():
-                x = cascade.apply_block(n, features, x)
+            if n + 1 < cascade.n_blocks:
+                with th.no_grad():
+                    x = cascade.apply_block(n, features, x)
             total += loss.detach()
         # What remains are the features extractor's gradients, if it has parameters
         self.actor.optimizer.step()

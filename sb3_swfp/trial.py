@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-#: Episodes that may wait for one that began before them: one that never ends must not hold the verdict back for ever
+#: Episodes per environment that may wait for one that began before them: one that never ends must not hold the verdict
+#: back for ever
 _MOST_WAITING = 20
 
 
@@ -18,7 +19,7 @@ class CriticTrial:
 
     Several environments report in the order in which their episodes began: in the order of their ends the short ones
     would come first, and where an episode ends with its success, or with a fall, these are not like the others. At most
-    20 wait for an episode that is still open.
+    20 per environment wait for an episode that is still open.
 
     :param n_envs: Number of environments
     """
@@ -58,6 +59,6 @@ class CriticTrial:
         self.picking[dones] = lots & on_trial
         self._second[dones] = ~self._second[dones] & on_trial
         oldest, numbers = self._numbers.min(), sorted(self._waiting)
-        too_many = len(numbers) - _MOST_WAITING
+        too_many = len(numbers) - _MOST_WAITING * len(self.picking)
         reported = [self._waiting.pop(n) for i, n in enumerate(numbers) if n < oldest or i < too_many]
         return [episode for episode in reported if episode is not None]
