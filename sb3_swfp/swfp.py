@@ -52,7 +52,7 @@ class SWFP(FlowAlgorithm):
     :param policy: ``"FlowPolicy"`` (or SB3's aliases), which picks its features extractor from the observation space
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: Adam's learning rate for blocks, critics and temperature, or a schedule of the progress left.
-        The blocks' falls besides, once pretrained: linearly over ``learn()``, to a tenth
+        The blocks' is multiplied by the share of its target that a falling ``jko_step_size`` still aims at
     :param buffer_size: Size of the replay buffer
     :param learning_starts: Steps to collect before learning starts: uniformly at random by a new policy, by the policy
         itself once it is pretrained
@@ -266,6 +266,10 @@ class SWFP(FlowAlgorithm):
         self.jko.step_size.progress_remaining = self._current_progress_remaining
         self.jko.confinement = self._current_confinement()
         super().train(gradient_steps, batch_size)
+
+    @property
+    def _movement_left(self) -> float:
+        return self._falling_movement if self.jko.step_size.decays else 1.0
 
     def _actor_optimizers(self) -> list[th.optim.Optimizer]:
         optimizers = super()._actor_optimizers()

@@ -192,7 +192,7 @@ class SWFPKL(FlowAlgorithm):
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
         observations = every_other(batch.observations)
-        target = self.kl_step * (max(self._current_progress_remaining, 0.1) ** 2 if self.is_pretrained else 1.0)
+        target = self.kl_step * self._movement_left**2
         with th.no_grad():
             actions, values, entropy = self._particles(observations, ent_coef)
             temperature = temperature_of_kl(values, target)
