@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,26 @@ def test_a_kl_step_stays_on_the_particles_and_raises_their_value() -> None:
     after = particles()
     assert float(after.mean()) > float(before.mean()) + 0.01
     assert float(after.max()) < float(before.max()) + 0.3
+
+
+@pytest.mark.parametrize(
+    ("kl_step", "first", "last"),
+    [("auto", 0.1, 0.001), (0.1, 0.1, 0.1), ("lin_0.05", 0.05, 0.0005), ("0.05", 0.05, 0.05)],
+)
+def test_a_clones_kl_step_falls_unless_it_is_a_number(kl_step: float | str, first: float, last: float) -> None:
+    model = make("SWFPKL", kl_step=kl_step)
+    model.pretrain(gradient_steps=2)
+    batch = model.replay_buffer.sample(16)
+    model.critic.q_values = lambda features, actions, members=None: actions[:, 0].expand(2, -1)  # type: ignore[method-assign]
+    for progress, nats in ((1.0, first), (0.0, last)):
+        model._current_progress_remaining = progress
+        assert float(model._train_actor(batch, 0.0)["kl"]) == pytest.approx(nats, rel=1e-2)
+
+
+@pytest.mark.parametrize("kl_step", [0.0, -0.1, 10.0, "lin_0", "lin", "fast", "lin_nan"])
+def test_an_impossible_kl_step_is_refused(kl_step: float | str) -> None:
+    with pytest.raises(ValueError, match=r"kl_step must .*" + re.escape(repr(kl_step))):
+        make("SWFPKL", kl_step=kl_step)
 
 
 def test_a_kl_epoch_begins_anew_after_loading(tmp_path: Path) -> None:

@@ -188,13 +188,47 @@ def test_what_pretraining_sets() -> None:
     assert same(weights(model.actor), weights(model.actor_average))
     assert same(weights(model.actor), weights(model.actor_reference))
     step_size = model.jko.step_size
-    assert step_size.decays and step_size.target == pytest.approx(0.015 * model.clone_spread) != target
+    assert step_size.decays and step_size.target == pytest.approx(0.045 * model.clone_spread) != target
     assert model._current_ent_coef() < from_scratch
     assert float(model.critic.scale) == float(model.critic_target.scale) != 1.0
     # A number is the user's word
     model = tiny_model(Mirror(), jko_step_size=0.07, ent_coef=0.2)
     model.pretrain(demonstrations, gradient_steps=20)
     assert (model.jko.step_size.value, model._current_ent_coef()) == (0.07, pytest.approx(0.2))
+
+
+@pytest.mark.parametrize(
+    ("what", "pretrained", "share"),
+    [
+        ({}, False, 1.0),  # from scratch, at its "auto"
+        ({}, True, 0.5),
+        ({"block_training": "sequential"}, True, 0.5),
+        ({"jko_step_size": "auto_0.03"}, True, 1.0),  # held: the rate as well
+        ({"jko_step_size": 0.1}, True, 1.0),
+        ({"jko_step_size": "auto_lin_0.1"}, False, 0.5),
+    ],
+)
+def test_the_blocks_rate_falls_with_the_movement_that_is_aimed_at(
+    what: dict[str, Any], pretrained: bool, share: float
+) -> None:
+    model = tiny_model(Mirror(), learning_rate=1e-3, **({"jko_step_size": "auto"} | what))
+    if pretrained:
+        model.pretrain(mirror_demonstrations(4), gradient_steps=2)
+    model.learn(20)  # something to train on
+
+    def rates(optimizers: list[th.optim.Optimizer]) -> set[float]:
+        return {group["lr"] for optimizer in optimizers for group in optimizer.param_groups}
+
+    for progress, now in (
+        (1.0, 1.0),
+        (0.5, share),
+        (-0.1, 0.1 if share < 1.0 else 1.0),
+    ):  # the last roll-out overshoots
+        model._current_progress_remaining = progress
+        model.train(1, 16)
+        rate = metrics(model)["actor_learning_rate"]
+        assert rates(model._actor_optimizers()) == {rate} and rate == pytest.approx(1e-3 * now)
+        assert rates([model.critic.optimizer]) == {1e-3}
 
 
 def test_a_jko_epoch_begins_anew_with_another_clone() -> None:

@@ -168,11 +168,22 @@ def test_several_environments_report_in_the_order_of_their_episodes_beginnings()
     assert reported == ([1.0, 10.0] + [1.0] * 9) * 9 + [1.0]
 
 
-def test_an_episode_that_never_ends_holds_no_more_than_twenty_back() -> None:
-    trial, reported = CriticTrial(2), []
+@pytest.mark.parametrize("n_envs", [2, 50])
+def test_an_episode_that_never_ends_holds_no_more_than_twenty_per_environment_back(n_envs: int) -> None:
+    trial, ended = CriticTrial(n_envs), 0
     for _ in range(100):
-        reported += trial.step(np.ones(2), np.array([True, False]), on_trial=True)
-    assert len(reported) == 80 and len(trial._waiting) == 20
+        ended += len(trial.step(np.ones(n_envs), np.arange(n_envs) > 0, on_trial=True))
+    assert len(trial._waiting) == 20 * n_envs and ended == 100 * (n_envs - 1) - 20 * n_envs
+
+
+def test_many_environments_wait_for_all_that_began_with_them() -> None:
+    """Where more than 20 begin together, the shortest must not count before the others."""
+    trial = CriticTrial(50)
+    lengths = np.arange(50, 0, -1)
+    reported = [trial.step(np.ones(50), lengths == step, on_trial=True) for step in range(1, 51)]
+    # The first to begin are the last to end
+    assert [len(episodes) for episodes in reported] == [0] * 49 + [50]
+    assert [episode_return for episode_return, _ in reported[-1]] == list(lengths)
 
 
 def test_an_episode_with_picks_does_not_count_once_the_trial_is_suspended() -> None:

@@ -28,6 +28,8 @@ from sb3_swfp.transport import w2_paired
 
 #: Bisection of the logarithm of the step's temperature: its range, in units of the values' spread, and its steps
 _LOG_RANGE, _BISECTIONS = math.log(1e4), 30
+#: What ``kl_step="auto"`` begins with, in nats: MPO's
+_DEFAULT_STEP = 0.1
 
 
 def kl_of_weights(values: th.Tensor, temperature: th.Tensor | float) -> th.Tensor:
@@ -76,8 +78,9 @@ class SWFPKL(FlowAlgorithm):
 
     :param policy: ``"FlowPolicy"`` (or SB3's aliases)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param kl_step: KL divergence of an epoch's step, in nats. 0.1 is MPO's. A clone's falls over ``learn()`` with the
-        square of what remains, to a hundredth: movement goes with the root, and then falls as SWFP's does
+    :param kl_step: KL divergence of an epoch's step, in nats; or ``"lin_<nats>"`` to let it fall over ``learn()`` with
+        the square of what remains, to a hundredth: movement goes with the root, and then falls as SWFP's does with
+        ``jko_step_size="auto_lin_<target>"``. ``"auto"`` is 0.1 (MPO's) from scratch and ``"lin_0.1"`` once pretrained
     :param kl_particles: Particles per state that the reference is represented by
     :param kl_epoch: Block updates against one frozen reference (SWFP's ``jko_epoch``)
     :param others: See :class:`~sb3_swfp.swfp.SWFP`
@@ -111,7 +114,7 @@ class SWFPKL(FlowAlgorithm):
         ent_coef: str | float = "auto",
         target_update_interval: int = 1,
         target_entropy: str | float = "auto",
-        kl_step: float = 0.1,
+        kl_step: float | str = "auto",
         kl_particles: int = 8,
         kl_epoch: int = 50,
         policy_delay: int = 2,
@@ -140,10 +143,6 @@ class SWFPKL(FlowAlgorithm):
         if kl_particles < 2 or kl_epoch < 1:
             raise ValueError(
                 f"kl_particles must be at least 2 and kl_epoch at least 1, got {kl_particles} and {kl_epoch}"
-            )
-        if not 0.0 < kl_step < math.log(kl_particles):
-            raise ValueError(
-                f"kl_step must lie between 0 and log(kl_particles) = {math.log(kl_particles):.2f} nats, got {kl_step}"
             )
         super().__init__(
             policy,
@@ -181,6 +180,12 @@ class SWFPKL(FlowAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        nats, _ = self._kl_step()
+        if not 0.0 < nats < math.log(self.kl_particles):
+            raise ValueError(
+                f"kl_step must lie between 0 and log(kl_particles) = {math.log(self.kl_particles):.2f} nats, "
+                f"got {self.kl_step!r}"
+            )
         super()._setup_model()
         self._updates_in_epoch = 0
         self._set_temperature()
@@ -190,9 +195,23 @@ class SWFPKL(FlowAlgorithm):
         self._updates_in_epoch = 0
         self._set_temperature()
 
+    def _kl_step(self) -> tuple[float, bool]:
+        """What an epoch's first step is in nats, and whether later ones are smaller."""
+        if self.kl_step == "auto":
+            return _DEFAULT_STEP, self.is_pretrained
+        falls = isinstance(self.kl_step, str) and self.kl_step.startswith("lin_")
+        try:
+            return float(str(self.kl_step).removeprefix("lin_")), falls
+        except ValueError as error:
+            raise ValueError(f'kl_step must be a number, "lin_<nats>" or "auto", got {self.kl_step!r}') from error
+
+    @property
+    def _movement_left(self) -> float:
+        return self._falling_movement if self._kl_step()[1] else 1.0
+
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
         observations = every_other(batch.observations)
-        target = self.kl_step * self._movement_left**2
+        target = self._kl_step()[0] * self._movement_left**2
         with th.no_grad():
             actions, values, entropy = self._particles(observations, ent_coef)
             temperature = temperature_of_kl(values, target)

@@ -159,6 +159,13 @@ def _convert_swfp(sampled: Params) -> Params:
     return converted | {"jko_step_size": f"{movement}_{converted.pop('jko_target'):.6g}"}
 
 
+def _convert_swfp_kl(sampled: Params) -> Params:
+    converted = _convert(sampled)
+    # As kl_step="auto" has it, likewise
+    falling = "lin_" if "demonstration_share" in sampled else ""
+    return converted | {"kl_step": f"{falling}{converted['kl_step']:.6g}"}
+
+
 def _convert_dppo(sampled: Params) -> Params:
     converted = _convert(sampled)
     sampling_std = converted.pop("sampling_std")
@@ -173,7 +180,7 @@ def _convert_dppo(sampled: Params) -> Params:
 #: Of each algorithm, for the Zoo's ``HYPERPARAMS_CONVERTER``
 CONVERTERS: dict[str, Callable[[Params], Params]] = {
     "swfp": _convert_swfp,
-    "swfp_kl": _convert,
+    "swfp_kl": _convert_swfp_kl,
     "rlpd": _convert,
     "calql": _convert,
     "ibrl": _convert,
