@@ -183,7 +183,7 @@ def boltzmann_run(seed: int, steps: int, progress: Progress) -> dict[str, Any]:
     :return: ``steps``, ``w2`` (at each), ``floor`` and the modes' shares at the end beside the true ones
     """
     env, rng = Bandit(), np.random.default_rng(seed)
-    # SWFP's own epochs and averages, and steps that fall, hence the blocks' learning rate as well: with a constant 3e-4,
+    # SWFP's own epochs and averages, and steps that fall, hence the blocks' learning rate too: with a constant 3e-4,
     # or the quick epochs of the other figures, the flow passes the density and goes on to the best mode (docs/toys.md)
     settings = _SWFP | dict(jko_step_size="auto_lin_0.03", jko_epoch=50, tau=0.005)
     model = SWFP("FlowPolicy", env, learning_starts=500, seed=seed, **settings)
