@@ -33,7 +33,7 @@ from sb3_swfp.transport import JKOStepSize
 #: What ``jko_step_size="auto"`` means: the W2 movement per JKO epoch that learns from scratch; and, for a clone, the
 #: share of its own spread that it may move, since what is a small step for a spread of 0.2 (AdroitHandPen) breaks a
 #: clone with a spread of 0.03 (AdroitHandDoor): docs/experiments.md
-DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.1, 0.045
+DEFAULT_TARGET, DEFAULT_TARGET_OF_SPREAD = 0.1, 0.02
 #: What ``jko_epoch="auto"`` means, from scratch and for a clone. The adjoint is the energy's gradient at the frozen
 #: reference: in long epochs a policy that has far to go follows one that is out of date
 DEFAULT_EPOCH, DEFAULT_EPOCH_OF_CLONE = 2, 50
@@ -72,7 +72,7 @@ class SWFP(FlowAlgorithm):
     :param target_entropy: Target entropy for ``ent_coef="auto"``; ``"auto"`` is minus the action dimension
     :param jko_step_size: JKO step size ``eta``, or ``"auto_<target>"`` to hold a root-mean-square W2 movement per
         action dimension and JKO epoch, or ``"auto_lin_<target>"`` to decay it linearly over ``learn()``, to a tenth;
-        ``"auto"`` is ``"auto_0.1"`` from scratch and, once pretrained, 4.5 % of the clone's own spread, decaying
+        ``"auto"`` is ``"auto_0.1"`` from scratch and, once pretrained, 2 % of the clone's own spread, decaying
     :param jko_epoch: Block updates per JKO epoch, against one frozen reference; ``"auto"`` is 2 from scratch and 50
         once pretrained
     :param confinement: Share of a step that moves actions only where a change of their noise would move them, in
