@@ -188,7 +188,7 @@ def test_what_pretraining_sets() -> None:
     assert same(weights(model.actor), weights(model.actor_average))
     assert same(weights(model.actor), weights(model.actor_reference))
     step_size = model.jko.step_size
-    assert step_size.decays and step_size.target == pytest.approx(0.045 * model.clone_spread) != target
+    assert step_size.decays and step_size.target == pytest.approx(0.02 * model.clone_spread) != target
     assert model._current_ent_coef() < from_scratch
     assert float(model.critic.scale) == float(model.critic_target.scale) != 1.0
     # A number is the user's word

@@ -51,8 +51,8 @@ def _blocks(n: int) -> Algorithm:
 #: Step sizes of the study that looks for where the JKO picture breaks, as constants (not steered)
 _STEP_SIZES = (0.01, 0.1, 1.0, 10.0)
 
-#: KL steps beside MPO's 0.1, all falling as SWFP's movement does. 0.03 moves a Gaussian in 28 dimensions (the hand) as
-#: far as SWFP moves a clone: 28 * 0.045^2 / 2
+#: KL steps beside MPO's 0.1, all falling as SWFP's movement does. 0.006 moves a Gaussian in 28 dimensions (the hand) as
+#: far as SWFP moves a clone: 28 * 0.02^2 / 2
 _KL_STEPS = (0.003, 0.01, 0.03)
 
 SUITES: Mapping[str, Suite] = {
