@@ -311,9 +311,7 @@ def shifting_run(algorithm: str, seed: int, steps: int, progress: Progress) -> d
         return numbers | ({"acted_regret": float(np.mean([info["regret"] for info in infos]))} if infos else {})
 
     watch = Watch(measure, steps, max(steps // 40, 1), progress)
-    # Planned ten times as long as it is watched: where the world changes no end is known, and no trust region may
-    # shrink towards one (the KL variant's would, with the progress of learn())
-    model.learn(10 * steps, callback=watch)
+    model.learn(steps, callback=watch)
     return {"steps": watch.curve.steps, **watch.curve.values}
 
 

@@ -204,7 +204,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
 
     def _actor_learning_rate(self) -> float:
         # Adam's jitter is as large as the rate, and soon all that moves a flow whose target alone falls: on Fetch the
-        # blocks then followed the energy in 30 of 80 epochs (docs/experiments.md)
+        # blocks then followed the energy in 30 of 80 epochs (docs/experiments-clones.md)
         return self.lr_schedule(self._current_progress_remaining) * self._movement_left
 
     def _actor_may_move(self) -> bool:
@@ -274,7 +274,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         actions = bound_action(cascade.integrate(features, noise.flatten(0, 1)).particles[-1])
         q_values = self._target_q_values(critic_features, actions).view(-1, n, m)
         # The whole ensemble picks, as when acting. The pair that judges is cheaper, and learned less where it was tried
-        # (docs/experiments.md)
+        # (docs/experiments-clones.md)
         scores = q_values.mean(dim=0)
         picked = pick(scores, self.policy.temperature).unsqueeze(1)
         values = q_values[self._pair()].amin(dim=0).gather(1, picked).squeeze(1)

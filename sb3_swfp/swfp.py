@@ -52,7 +52,8 @@ class SWFP(FlowAlgorithm):
     :param policy: ``"FlowPolicy"`` (or SB3's aliases), which picks its features extractor from the observation space
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: Adam's learning rate for blocks, critics and temperature, or a schedule of the progress left.
-        The blocks' is multiplied by the share of its target that a falling ``jko_step_size`` still aims at
+        The blocks' (with the actor's features extractor) is multiplied by the share of its target that a falling
+        ``jko_step_size`` still aims at
     :param buffer_size: Size of the replay buffer
     :param learning_starts: Steps to collect before learning starts: uniformly at random by a new policy, by the policy
         itself once it is pretrained

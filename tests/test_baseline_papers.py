@@ -261,6 +261,8 @@ def test_a_clones_kl_step_falls_unless_it_is_a_number(kl_step: float | str, firs
     for progress, nats in ((1.0, first), (0.0, last)):
         model._current_progress_remaining = progress
         assert float(model._train_actor(batch, 0.0)["kl"]) == pytest.approx(nats, rel=1e-2)
+        # The movement goes with the root of the step, and the rate with the movement
+        assert model._actor_learning_rate() == pytest.approx(model.learning_rate * math.sqrt(nats / first))
 
 
 @pytest.mark.parametrize("kl_step", [0.0, -0.1, 10.0, "lin_0", "lin", "fast", "lin_nan"])

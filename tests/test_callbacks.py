@@ -27,6 +27,7 @@ from sb3_swfp import SWFP
 
 #: What the issue promises in the logs, with demonstrations and entropy switched on
 KEYS = {
+    "actor_learning_rate",
     "actor_loss",
     "critic_loss",
     "demonstration_share",

@@ -228,7 +228,29 @@ def test_the_blocks_rate_falls_with_the_movement_that_is_aimed_at(
         model.train(1, 16)
         rate = metrics(model)["actor_learning_rate"]
         assert rates(model._actor_optimizers()) == {rate} and rate == pytest.approx(1e-3 * now)
-        assert rates([model.critic.optimizer]) == {1e-3}
+        assert model.ent_coef_optimizer is not None
+        assert rates([model.critic.optimizer, model.ent_coef_optimizer]) == {1e-3}
+
+
+def test_the_falling_rate_goes_on_where_a_file_is_loaded(tmp_path: pathlib.Path) -> None:
+    model = clone(jko_step_size="auto", learning_rate=1e-3, learning_starts=0)
+    model.learn(20)
+    assert metrics(model)["actor_learning_rate"] == pytest.approx(1e-4)
+    model.save(tmp_path / "model")
+
+    def first_rate(**what: Any) -> float:
+        """After the first of 20 more steps: SB3 then counts 21 of 40."""
+        loaded = SWFP.load(tmp_path / "model", env=Mirror(), **what)
+        rates: list[float] = []
+        loaded.learn(
+            20,
+            lambda local, _: bool(rates.append(local["self"]._actor_learning_rate()) or True),
+            reset_num_timesteps=False,
+        )
+        return rates[1]
+
+    assert first_rate() == pytest.approx(1e-3 * 19 / 40)
+    assert first_rate(jko_step_size="auto_0.02") == pytest.approx(1e-3)
 
 
 def test_a_jko_epoch_begins_anew_with_another_clone() -> None:

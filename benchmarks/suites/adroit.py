@@ -53,7 +53,7 @@ _STEP_SIZES = (0.01, 0.1, 1.0, 10.0)
 
 #: KL steps beside MPO's 0.1, all falling as SWFP's movement does. 0.006 moves a Gaussian in 28 dimensions (the hand) as
 #: far as SWFP moves a clone: 28 * 0.02^2 / 2
-_KL_STEPS = (0.003, 0.01, 0.03)
+_KL_STEPS = (0.006, 0.02, 0.05)
 
 SUITES: Mapping[str, Suite] = {
     "adroit": finetuning_suite(

@@ -180,7 +180,7 @@ class SWFPKL(FlowAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        nats, _ = self._kl_step()
+        nats, _ = self._first_step()
         if not 0.0 < nats < math.log(self.kl_particles):
             raise ValueError(
                 f"kl_step must lie between 0 and log(kl_particles) = {math.log(self.kl_particles):.2f} nats, "
@@ -195,8 +195,8 @@ class SWFPKL(FlowAlgorithm):
         self._updates_in_epoch = 0
         self._set_temperature()
 
-    def _kl_step(self) -> tuple[float, bool]:
-        """What an epoch's first step is in nats, and whether later ones are smaller."""
+    def _first_step(self) -> tuple[float, bool]:
+        """The first step in nats, and whether later ones are smaller."""
         if self.kl_step == "auto":
             return _DEFAULT_STEP, self.is_pretrained
         falls = isinstance(self.kl_step, str) and self.kl_step.startswith("lin_")
@@ -207,11 +207,11 @@ class SWFPKL(FlowAlgorithm):
 
     @property
     def _movement_left(self) -> float:
-        return self._falling_movement if self._kl_step()[1] else 1.0
+        return self._falling_movement if self._first_step()[1] else 1.0
 
     def _train_actor(self, batch: ReplayBufferSamples | DictReplayBufferSamples, ent_coef: float) -> dict[str, Any]:
         observations = every_other(batch.observations)
-        target = self._kl_step()[0] * self._movement_left**2
+        target = self._first_step()[0] * self._movement_left**2
         with th.no_grad():
             actions, values, entropy = self._particles(observations, ent_coef)
             temperature = temperature_of_kl(values, target)

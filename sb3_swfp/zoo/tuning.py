@@ -162,8 +162,8 @@ def _convert_swfp(sampled: Params) -> Params:
 def _convert_swfp_kl(sampled: Params) -> Params:
     converted = _convert(sampled)
     # As kl_step="auto" has it, likewise
-    falling = "lin_" if "demonstration_share" in sampled else ""
-    return converted | {"kl_step": f"{falling}{converted['kl_step']:.6g}"}
+    nats = converted["kl_step"]
+    return converted | {"kl_step": f"lin_{nats:.6g}" if "demonstration_share" in sampled else nats}
 
 
 def _convert_dppo(sampled: Params) -> Params:
@@ -190,7 +190,7 @@ CONVERTERS: dict[str, Callable[[Params], Params]] = {
 #: Of each algorithm, for the Zoo's ``HYPERPARAMS_SAMPLER``
 SAMPLERS = {
     "swfp": _sampler(_sample_swfp, _convert_swfp),
-    "swfp_kl": _sampler(_sample_swfp_kl, _convert),
+    "swfp_kl": _sampler(_sample_swfp_kl, _convert_swfp_kl),
     "rlpd": _sampler(_sample_gaussian, _convert),
     "calql": _sampler(_sample_calql, _convert),
     "ibrl": _sampler(_sample_ibrl, _convert),
