@@ -219,17 +219,18 @@ def test_the_blocks_rate_falls_with_the_movement_that_is_aimed_at(
     def rates(optimizers: list[th.optim.Optimizer]) -> set[float]:
         return {group["lr"] for optimizer in optimizers for group in optimizer.param_groups}
 
-    for progress, now in (
-        (1.0, 1.0),
-        (0.5, share),
-        (-0.1, 0.1 if share < 1.0 else 1.0),
-    ):  # the last roll-out overshoots
+    at_the_end = 0.1 if share < 1.0 else 1.0
+    for progress, now in ((1.0, 1.0), (0.5, share), (-0.1, at_the_end)):  # the last roll-out overshoots
         model._current_progress_remaining = progress
         model.train(1, 16)
         rate = metrics(model)["actor_learning_rate"]
         assert rates(model._actor_optimizers()) == {rate} and rate == pytest.approx(1e-3 * now)
         assert model.ent_coef_optimizer is not None
         assert rates([model.critic.optimizer, model.ent_coef_optimizer]) == {1e-3}
+        # It is the share of the target that the step size aims at: so much movement leaves eta as it is
+        step_size, eta = model.jko.step_size, model.jko.step_size.value
+        step_size.update(now * (step_size.target or 1.0))
+        assert step_size.value == pytest.approx(eta)
 
 
 def test_the_falling_rate_goes_on_where_a_file_is_loaded(tmp_path: pathlib.Path) -> None:
