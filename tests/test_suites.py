@@ -6,6 +6,7 @@ import inspect
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from benchmarks import digest, toy_runs  # noqa: E402
 from benchmarks.algorithms import ALGORITHMS, merge, named  # noqa: E402
 from benchmarks.cells import Cell, versions  # noqa: E402
 from benchmarks.digest import code_digest  # noqa: E402
-from benchmarks.suites import SUITES  # noqa: E402
+from benchmarks.suites import SUITES, studies  # noqa: E402
 from benchmarks.suites.finetuning import prepare, run  # noqa: E402
 
 
@@ -42,12 +43,25 @@ def test_algorithms_know_their_arguments(name: str) -> None:
 
 
 def test_variants_differ_in_what_they_are_named_after() -> None:
+    task = "pick-and-place"
     arguments = {
-        algo: SUITES["blocks"].settings(Cell("blocks", "pen", algo, 0))["arguments"] for algo in SUITES["blocks"].algos
+        algo: SUITES["blocks"].settings(Cell("blocks", task, algo, 0))["arguments"] for algo in SUITES["blocks"].algos
     }
     assert arguments["swfp-10-blocks"] == merge(arguments["swfp"], {"policy_kwargs": {"n_blocks": 10}})
     assert arguments["swfp"]["gradient_steps"] == 2  # the task's own
-    assert SUITES["order"].settings(Cell("order", "door", "swfp-sequential", 0))["arguments"]["block_training"]
+    one_after_the_other = SUITES["order"].settings(Cell("order", task, "swfp-sequential", 0))["arguments"]
+    assert one_after_the_other["block_training"] == "sequential"
+
+
+@pytest.mark.parametrize("name", studies.SUITES)
+def test_studies_differ_from_the_demos_task_in_the_picks_alone(name: str) -> None:
+    def settings(suite: str) -> dict[str, Any]:
+        found = SUITES[suite].settings(Cell(suite, "pick-and-place", "swfp", 0))
+        return found | {"arguments": found["arguments"] | {"policy_kwargs": dict(found["arguments"]["policy_kwargs"])}}
+
+    of_study, of_task = settings(name), settings("fetch")
+    assert of_study["arguments"]["policy_kwargs"].pop("n_candidates") == 1
+    assert of_study == of_task
 
 
 def test_a_shifting_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.suites import adroit, fetch, scratch, shifting
+from benchmarks.suites import adroit, fetch, scratch, shifting, studies
 from benchmarks.suites.base import Curve, Suite
 
 __all__ = ["SUITES", "Curve", "Suite"]
 
-SUITES: Mapping[str, Suite] = {**scratch.SUITES, **adroit.SUITES, **fetch.SUITES, **shifting.SUITES}
+SUITES: Mapping[str, Suite] = {
+    **scratch.SUITES,
+    **adroit.SUITES,
+    **fetch.SUITES,
+    **studies.SUITES,
+    **shifting.SUITES,
+}
