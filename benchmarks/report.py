@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.reporting.curves import draw
+from benchmarks.reporting.overall import overall
 from benchmarks.reporting.sections import LEGEND, section
 from benchmarks.reporting.statistics import summarise
 from benchmarks.reporting.stored import collect
+from benchmarks.suites import MAIN_COMPARISON
 
 
 def report(suites: str | Sequence[str], root: Path, out: Path | None = None) -> str:
     """
     Tables of suites in Markdown and, with ``out``, a page of them with figures beside it. The same results give the
-    same bytes; only the part under "Cost" depends on how fast they were made.
+    same bytes; only the part under "Cost" depends on how fast they were made. Where all suites of ``MAIN_COMPARISON``
+    are among them, a table over their tasks comes first.
 
     Each suite's part of the page stands between two comments and is replaced by the next report; what else is written
     on the page, other suites' parts included, stays as it is.
@@ -43,6 +46,9 @@ def report(suites: str | Sequence[str], root: Path, out: Path | None = None) -> 
     summaries = {each.name: {key: summarise(results) for key, results in each.results.items()} for each in stored}
     figures = "figures" if out is not None else None
     parts = {each.name: section(each, summaries[each.name], figures) for each in stored}
+    main = [each for each in stored if each.name in MAIN_COMPARISON]
+    if len(main) == len(MAIN_COMPARISON) and (comparison := overall(main, summaries)):
+        parts = {"main": comparison, **parts}
     if out is not None:
         page = _with_parts(out, {"legend": LEGEND, **parts})  # first: a page that is broken is left alone
         folder = out.parent / "figures"

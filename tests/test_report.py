@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("rliable", reason='needs rliable: pip install "sb3-swfp[zoo]"')
 
+from benchmarks import report as report_module  # noqa: E402
 from benchmarks.cells import Cell, Result  # noqa: E402
 from benchmarks.report import report  # noqa: E402
 from benchmarks.reporting import statistics  # noqa: E402
@@ -40,9 +41,11 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
     return suite
 
 
-def store(root: Path, algo: str, seed: int, *scores: float, task: str = "door", **changed: Any) -> Path:
+def store(
+    root: Path, algo: str, seed: int, *scores: float, task: str = "door", suite: str = "toy", **changed: Any
+) -> Path:
     """Store a result with evaluations at steps 0, 100, ..."""
-    cell = Cell("toy", task, algo, seed)
+    cell = Cell(suite, task, algo, seed)
     result = Result(
         cell=cell,
         versions=VERSIONS,
@@ -372,6 +375,30 @@ def test_stopped_and_resumed_gives_the_same_tables(toy: Any, tmp_path: Path) -> 
         assert (tmp_path / "a" / figure).read_bytes() == (tmp_path / "b" / figure).read_bytes()
     report("toy", tmp_path / "resumed", tmp_path / "b" / "results.md")
     assert (tmp_path / "b" / "results.md").read_text() == other
+
+
+def test_suites_are_put_together_task_by_task(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = SimpleNamespace(**vars(toy) | {"tasks": {"fetch": 1_000}, "algos": ("swfp", "rlpd")})
+    monkeypatch.setitem(SUITES, "other", other)
+    monkeypatch.setattr(report_module, "MAIN_COMPARISON", ("toy", "other"))
+    for task, finals in {
+        "door": {"swfp": [0.8, 0.8, 0.8], "rlpd": [0.8, 0.9, 0.7], "swfp-kl": [0.1, 0.1, 0.1]},
+        "pen": {"swfp": [0.6, 0.7, 0.8], "rlpd": [0.9, 0.9]},  # two seeds: left out
+        "fetch": {"swfp": [0.5, 0.5, 0.5], "rlpd": [0.1, 0.2, 0.3]},
+    }.items():
+        for algo, scores in finals.items():
+            for seed, final in enumerate(scores):
+                suite = "other" if task == "fetch" else "toy"
+                store(tmp_path, algo, seed, 0.5, 0.4, final, task=task, suite=suite)
+    text = report(["toy", "other"], tmp_path, tmp_path / "results.md")
+    assert text.startswith("## Main comparison") and "rlpd on toy/pen; swfp-kl on toy/pen" in text
+    # Door: ties count half, so 0.5; fetch: 1. Six runs each, of which the inner four count
+    expected = ["rlpd", "toy/door, other/fetch", "65.0, 50.0", "48.8, 45.0", "-10.0, -20.0", "0.750 [", "no", "2 of 2"]
+    found = row(text, "rlpd", "| swfp over | tasks")
+    assert [each if each[-1] != "]" else each[:7] for each in found] == expected
+    assert row(text, "swfp-kl", "| swfp over | tasks")[1:3] == ["toy/door", "80.0, 10.0"]
+    assert "## Main comparison" in (tmp_path / "results.md").read_text()
+    assert "## Main comparison" not in report(["toy"], tmp_path)
 
 
 def test_two_hundred_results_take_less_than_a_minute(toy: Any, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.cells import Result
-from benchmarks.reporting.aggregate import Comparison
+from benchmarks.reporting.aggregate import Comparison, Improvement
 from benchmarks.reporting.statistics import Estimate, Summaries, clone_level, dip_by_noise
 from benchmarks.reporting.stored import Stored
 
 NONE = "–"
+IMPROVEMENT = ["probability of improvement [95 %]", "excludes 0.5", "tasks where its interquartile mean is no lower"]
 
 
 @dataclass(frozen=True)
@@ -166,16 +167,21 @@ def improvement_table(stored: Stored, comparison: Comparison) -> list[str]:
     """
     if not comparison.improvements:
         return []
-    rows = []
-    for algo, each in comparison.improvements.items():
-        low, high = each.probability.low, each.probability.high
-        verdict = "no interval"
-        if low is not None and high is not None:
-            verdict = "yes, above" if low[0] > 0.5 else "yes, below" if high[0] < 0.5 else "no"
-        matched = f"{each.matched} of {len(comparison.tasks)}"
-        rows.append([algo, NORMALISED.estimate(each.probability), verdict, matched])
-    head = ["probability of improvement [95 %]", "excludes 0.5", "tasks where its interquartile mean is no lower"]
-    return table([f"{stored.reference} over", *head], rows)
+    rows = [[algo, *improvement_cells(each, len(comparison.tasks))] for algo, each in comparison.improvements.items()]
+    return table([f"{stored.reference} over", *IMPROVEMENT], rows)
+
+
+def improvement_cells(improvement: Improvement, tasks: int) -> list[str]:
+    """
+    :param improvement: The reference algorithm against another one
+    :param tasks: Number of tasks
+    :return: Entries under the titles ``IMPROVEMENT``
+    """
+    low, high = improvement.probability.low, improvement.probability.high
+    verdict = "no interval"
+    if low is not None and high is not None:
+        verdict = "yes, above" if low[0] > 0.5 else "yes, below" if high[0] < 0.5 else "no"
+    return [NORMALISED.estimate(improvement.probability), verdict, f"{improvement.matched} of {tasks}"]
 
 
 def cost_table(stored: Stored) -> list[str]:

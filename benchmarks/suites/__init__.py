@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from benchmarks.suites import adroit, fetch, scratch, shifting, studies
 from benchmarks.suites.base import Curve, Suite
 
-__all__ = ["SUITES", "Curve", "Suite"]
+__all__ = ["MAIN_COMPARISON", "SUITES", "Curve", "Suite"]
 
 SUITES: Mapping[str, Suite] = {
     **scratch.SUITES,
@@ -16,3 +16,6 @@ SUITES: Mapping[str, Suite] = {
     **studies.SUITES,
     **shifting.SUITES,
 }
+
+#: Suites with the same settings for all algorithms, put together task by task
+MAIN_COMPARISON = ("adroit", "fetch")
