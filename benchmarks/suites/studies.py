@@ -23,7 +23,7 @@ _KL: Algorithm = ALGORITHMS["swfp_kl"]
 #: Step sizes of the study that looks for where the JKO picture breaks, as constants (not steered)
 _STEP_SIZES = (0.01, 0.1, 1.0, 10.0)
 
-#: KL steps beside MPO's 0.1, all falling as SWFP's movement does. 0.001 moves a Gaussian in the hand's four dimensions
+#: KL steps beside MPO's 0.1, all falling as SWFP's movement does. 0.001 moves a Gaussian in the arm's four dimensions
 #: as far as SWFP moves a clone: 4 * 0.02^2 / 2
 _KL_STEPS = (0.001, 0.005, 0.02)
 
