@@ -16,8 +16,8 @@ from benchmarks.suites import MAIN_COMPARISON
 def report(suites: str | Sequence[str], root: Path, out: Path | None = None) -> str:
     """
     Tables of suites in Markdown and, with ``out``, a page of them with figures beside it. The same results give the
-    same bytes; only the part under "Cost" depends on how fast they were made. Where all suites of ``MAIN_COMPARISON``
-    are among them, a table over their tasks comes first.
+    same bytes; only the part under "Cost" depends on how fast they were made. With a page, and where one of
+    ``MAIN_COMPARISON`` is among the suites, a table over the tasks of all of these comes first.
 
     Each suite's part of the page stands between two comments and is replaced by the next report; what else is written
     on the page, other suites' parts included, stays as it is.
@@ -27,28 +27,33 @@ def report(suites: str | Sequence[str], root: Path, out: Path | None = None) -> 
     :param out: The page; figures go to ``figures/results-<suite>-<task>.png`` beside it. ``None`` writes nothing
     :return: The tables
     :raises FileNotFoundError: if there are no results of any of them
-    :raises ValueError: if there are results that must not be averaged (:func:`~benchmarks.reporting.stored.collect`),
-        or a comment on the page that begins a part and none that ends it; nothing is written then
+    :raises ValueError: if there are results that must not be averaged (:func:`~benchmarks.reporting.stored.collect`,
+        :func:`~benchmarks.reporting.overall.overall`), or a comment on the page that begins a part and none that ends
+        it; nothing is written then
     :raises ImportError: if rliable or matplotlib is missing
     """
     names = [suites] if isinstance(suites, str) else list(suites)
-    stored, problems = [], []
-    for name in names:
+    # A page's table of all of these must not be older than any of them
+    main = MAIN_COMPARISON if out is not None and not set(names).isdisjoint(MAIN_COMPARISON) else ()
+    collected, problems = {}, []
+    for name in dict.fromkeys((*names, *main)):
         try:
-            stored.append(collect(name, root))
+            collected[name] = collect(name, root)
         except ValueError as error:
             problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
+    stored = [collected[name] for name in names]
     if not any(each.all for each in stored):
         commands = " or ".join(f"python -m benchmarks run --suite {name}" for name in names)
         raise FileNotFoundError(f"No results of {', '.join(names)} in {root}: {commands}")
-    summaries = {each.name: {key: summarise(results) for key, results in each.results.items()} for each in stored}
+    summaries = {
+        name: {key: summarise(results) for key, results in each.results.items()} for name, each in collected.items()
+    }
     figures = "figures" if out is not None else None
     parts = {each.name: section(each, summaries[each.name], figures) for each in stored}
-    main = [each for each in stored if each.name in MAIN_COMPARISON]
-    if len(main) == len(MAIN_COMPARISON) and (comparison := overall(main, summaries)):
-        parts = {"main": comparison, **parts}
+    if main:
+        parts = {"main": overall([collected[name] for name in main], summaries), **parts}
     if out is not None:
         page = _with_parts(out, {"legend": LEGEND, **parts})  # first: a page that is broken is left alone
         folder = out.parent / "figures"

@@ -377,12 +377,18 @@ def test_stopped_and_resumed_gives_the_same_tables(toy: Any, tmp_path: Path) -> 
     assert (tmp_path / "b" / "results.md").read_text() == other
 
 
-def test_suites_are_put_together_task_by_task(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_suites(toy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Beside the toy another one, that it is put together with."""
     other = SimpleNamespace(**vars(toy) | {"tasks": {"fetch": 1_000}, "algos": ("swfp", "rlpd")})
     monkeypatch.setitem(SUITES, "other", other)
     monkeypatch.setattr(report_module, "MAIN_COMPARISON", ("toy", "other"))
+    return other
+
+
+def test_suites_are_put_together_task_by_task(two_suites: Any, tmp_path: Path) -> None:
     for task, finals in {
-        "door": {"swfp": [0.8, 0.8, 0.8], "rlpd": [0.8, 0.9, 0.7], "swfp-kl": [0.1, 0.1, 0.1]},
+        "door": {"swfp": [0.8, 0.8, 0.8, 0.0], "rlpd": [0.8, 0.9, 0.7], "swfp-kl": [0.1, 0.1, 0.1]},
         "pen": {"swfp": [0.6, 0.7, 0.8], "rlpd": [0.9, 0.9]},  # two seeds: left out
         "fetch": {"swfp": [0.5, 0.5, 0.5], "rlpd": [0.1, 0.2, 0.3]},
     }.items():
@@ -390,15 +396,39 @@ def test_suites_are_put_together_task_by_task(toy: Any, tmp_path: Path, monkeypa
             for seed, final in enumerate(scores):
                 suite = "other" if task == "fetch" else "toy"
                 store(tmp_path, algo, seed, 0.5, 0.4, final, task=task, suite=suite)
-    text = report(["toy", "other"], tmp_path, tmp_path / "results.md")
-    assert text.startswith("## Main comparison") and "rlpd on toy/pen; swfp-kl on toy/pen" in text
-    # Door: ties count half, so 0.5; fetch: 1. Six runs each, of which the inner four count
-    expected = ["rlpd", "toy/door, other/fetch", "65.0, 50.0", "48.8, 45.0", "-10.0, -20.0", "0.750 [", "no", "2 of 2"]
-    found = row(text, "rlpd", "| swfp over | tasks")
-    assert [each if each[-1] != "]" else each[:7] for each in found] == expected
-    assert row(text, "swfp-kl", "| swfp over | tasks")[1:3] == ["toy/door", "80.0, 10.0"]
-    assert "## Main comparison" in (tmp_path / "results.md").read_text()
-    assert "## Main comparison" not in report(["toy"], tmp_path)
+    page = tmp_path / "results.md"
+    text = report(["toy", "other"], tmp_path, page)
+    assert text.startswith("## Main comparison") and "of seeds: toy/pen, of swfp or rlpd, swfp-kl." in text
+    # Against RLPD the door's fourth seed is cut. Door: ties count half, so 0.5; fetch: 1. Of six runs the inner four
+    head = "| swfp over | tasks"
+    *found, probability, verdict, matched = row(text, "rlpd", head)
+    assert found == ["rlpd", "toy/door, other/fetch", "3, 3", "65.0, 50.0", "48.8, 45.0", "-10.0, -20.0"]
+    assert probability.startswith("0.750 [") and (verdict, matched) == ("no", "2 of 2")
+    # Alone on the door all four count: the interquartile mean is without the 0
+    assert row(text, "swfp-kl", head)[1:4] == ["toy/door", "4, 3", "80.0, 10.0"]
+    assert "Made by different code" not in text
+    store(tmp_path, "swfp", 0, 0.5, 0.4, 0.9, task="fetch", suite="other")
+    report("toy", tmp_path, page)  # also where only one of them is reported
+    assert row(page.read_text(), "rlpd", head)[3] != found[3]
+    assert "## Main comparison" not in report(["toy", "other"], tmp_path)
+
+
+def test_suites_put_together_say_what_they_lack(two_suites: Any, tmp_path: Path) -> None:
+    for seed in range(3):
+        store(tmp_path, "swfp", seed, 0.4, 0.8)
+        store(tmp_path, "rlpd", seed, 0.7, curve=[(100, 0.5), (200, 0.7)])  # not evaluated at step 0
+    page = tmp_path / "results.md"
+    text = report("toy", tmp_path, page)
+    assert row(text, "rlpd", "| swfp over | tasks")[5] == "+40.0, –" and "No results yet" not in text
+    for seed in range(3):
+        store(tmp_path, "swfp", seed, 0.5, suite="other", task="fetch", versions=VERSIONS | {"code": "older"})
+    assert "so rerun before this is believed: swfp." in report("toy", tmp_path, page)
+    for seed in range(3):
+        (tmp_path / "toy" / "door" / f"rlpd-{seed}" / "result.json").unlink()
+    assert "No results yet." in report("toy", tmp_path, page).partition("## toy")[0]
+    store(tmp_path, "swfp", 3, -200.0, suite="other", task="fetch", versions=VERSIONS | {"code": "older"})
+    with pytest.raises(ValueError, match="other: scores that are not success rates cannot be put together"):
+        report("toy", tmp_path, page)
 
 
 def test_two_hundred_results_take_less_than_a_minute(toy: Any, tmp_path: Path) -> None:

@@ -62,6 +62,9 @@ def test_studies_differ_from_the_demos_task_in_the_picks_alone(name: str) -> Non
     of_study, of_task = settings(name), settings("fetch")
     assert of_study["arguments"]["policy_kwargs"].pop("n_candidates") == 1
     assert of_study == of_task
+    for algo in SUITES[name].algos:
+        variant = SUITES[name].settings(Cell(name, "pick-and-place", algo, 0))["arguments"]
+        assert variant["policy_kwargs"]["n_candidates"] == 1 and variant["replay_buffer_kwargs"]
 
 
 def test_a_shifting_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

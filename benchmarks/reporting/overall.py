@@ -16,56 +16,79 @@ from benchmarks.reporting.tables import IMPROVEMENT, NONE, PERCENT, improvement_
 @dataclass(frozen=True)
 class Duel:
     """
-    The reference against one algorithm, over the tasks where both have enough seeds.
+    The reference against one algorithm, over the tasks where both have enough seeds. Of each algorithm as many seeds as
+    the task with fewest has, since rliable's bootstrap wants as many runs on every task.
 
     :param tasks: Names of the tasks, with their suite's
+    :param seeds: Number of seeds, of the reference and of the other
     :param improvement: Of the reference on the other
-    :param finals: Interquartile mean of the final scores, of the reference and of the other
+    :param finals: Interquartile mean over tasks and seeds of the final scores, of the reference and of the other
     :param areas: Mean area under the curve, likewise
     :param lowest: Mean of the lowest score after step 0 minus the reference's at step 0, likewise; NaN where a run was
         not evaluated at step 0 and later
     """
 
     tasks: list[str]
+    seeds: tuple[int, int]
     improvement: Improvement
     finals: tuple[float, float]
     areas: tuple[float, float]
     lowest: tuple[float, float]
 
 
+#: Summaries of the reference and of another algorithm on each task, named with its suite
+Pairs = Mapping[str, tuple[Summary, Summary]]
+
+
 def overall(stored: Sequence[Stored], summaries: Mapping[str, Summaries]) -> str:
     """
-    :param stored: Results of the suites, whose scores are success rates
+    :param stored: Results of the suites
     :param summaries: Of each suite, the summary of each task and algorithm that have results
     :return: The section in Markdown, without a blank line at its end
+    :raises ValueError: if there are scores that are no success rates
     """
+    if returns := [each.name for each in stored if not each.has_rates]:
+        raise ValueError(f"{', '.join(returns)}: scores that are not success rates cannot be put together")
     reference = stored[0].reference
-    named = ", ".join(f"`{each.name}`" for each in stored)
     opponents = dict.fromkeys(algo for each in stored for algo in each.suite.algos if algo != reference)
-    rows, left_out = [], []
+    rows: list[list[str]] = []
+    left_out: dict[str, list[str]] = {}
     for algo in opponents:
         pairs, few = _pairs(stored, summaries, reference, algo)
-        left_out += [f"{algo} on {task}" for task in few]
-        if not pairs:
-            continue
-        duel = _duel(pairs)
-        scores = [f"{PERCENT(ours)}, {PERCENT(theirs)}" for ours, theirs in (duel.finals, duel.areas)]
-        scores.append(", ".join(NONE if np.isnan(each) else PERCENT(each, "+") for each in duel.lowest))
-        rows.append([algo, ", ".join(duel.tasks), *scores, *improvement_cells(duel.improvement, len(duel.tasks))])
-    if not rows:
-        return ""
-    head = ["tasks", "interquartile means of the final scores", "areas under the curve"]
-    head += [f"lowest, against {reference} at step 0", *IMPROVEMENT]
-    lines = ["## Main comparison", "", f"Suites {named}: {reference} against each of the others on all tasks where"]
-    lines[-1] += f" both have at least {MIN_SEEDS} seeds; {reference}'s figure is the first of two."
+        for task in few:
+            left_out.setdefault(task, []).append(algo)
+        if pairs:
+            rows.append([algo, *_entries(_duel(pairs))])
+    named = ", ".join(f"`{each.name}`" for each in stored)
+    lines = [
+        "## Main comparison",
+        "",
+        f"Suites {named}: {reference} against each of the others on all tasks where both have at least {MIN_SEEDS}",
+        f"seeds. Of two figures the first is {reference}'s. Final scores: interquartile means over tasks and seeds",
+        "together; areas under the curve and lowest scores: means over them.",
+    ]
     if left_out:
-        lines += ["", f"Left out, with fewer seeds of one of the two: {'; '.join(left_out)}."]
-    return "\n".join([*lines, "", *table([f"{reference} over", *head], rows)]).rstrip("\n")
+        listed = "; ".join(f"{task}, of {reference} or {', '.join(algos)}" for task, algos in left_out.items())
+        lines += ["", f"Left out for want of seeds: {listed}."]
+    if mixed := _of_different_code(stored):
+        lines += ["", f"Made by different code in these suites, so rerun before this is believed: {', '.join(mixed)}."]
+    head = [f"{reference} over", "tasks", "seeds", "final scores", "areas under the curve"]
+    head += [f"lowest, against {reference} at step 0", *IMPROVEMENT]
+    return "\n".join([*lines, "", *(table(head, rows) if rows else ["No results yet."])]).rstrip("\n")
+
+
+def _of_different_code(stored: Sequence[Stored]) -> list[str]:
+    """Algorithms whose results differ in their code from suite to suite; within one they do not, see collect()."""
+    codes: dict[str, set[str | None]] = {}
+    for each in stored:
+        for result in each.all:
+            codes.setdefault(result.cell.algo, set()).add(result.versions.get("code"))
+    return [algo for algo, found in codes.items() if len(found) > 1]
 
 
 def _pairs(
     stored: Sequence[Stored], summaries: Mapping[str, Summaries], reference: str, algo: str
-) -> tuple[dict[str, tuple[Summary, Summary]], list[str]]:
+) -> tuple[Pairs, list[str]]:
     """Both algorithms' summaries of the tasks where they have enough seeds, and the names of the other tasks."""
     pairs, few = {}, []
     for each in stored:
@@ -78,27 +101,42 @@ def _pairs(
     return pairs, few
 
 
-def _duel(pairs: Mapping[str, tuple[Summary, Summary]]) -> Duel:
-    sides = list(zip(*pairs.values(), strict=True))
-    finals = []
-    for side in sides:
-        # rliable's bootstrap wants as many runs on every task, see compare()
+def _duel(pairs: Pairs) -> Duel:
+    starts = [_mean(ours.starts) for ours, _ in pairs.values()]
+    seeds, finals, areas, lowest = [], [], [], []
+    for side in zip(*pairs.values(), strict=True):
         runs = min(len(summary.finals) for summary in side)
+        seeds.append(runs)
         finals.append(np.array([summary.finals[:runs] for summary in side]).T)
-    matched = sum(ours.final.value[0] >= theirs.final.value[0] - 1e-9 for ours, theirs in pairs.values())
+        areas.append(float(np.mean([summary.areas[:runs] for summary in side])))
+        below = [
+            _mean(each.starts[:runs]) + _mean(each.dips[:runs]) - start
+            for each, start in zip(side, starts, strict=True)
+        ]
+        lowest.append(float(np.mean(below)))
+    by_task = [interquartile_mean(scores[:, None, :]) for scores in finals]
+    matched = int(np.sum(by_task[0] >= by_task[1] - 1e-9))  # rates are rounded
     first, second = (float(interquartile_mean(scores[:, :, None])[0]) for scores in finals)
-    areas = [float(np.mean([summary.area for summary in side])) for side in sides]
-    lowest = [
-        float(np.mean([_lowest(each) - _start(ours) for each, (ours, _) in zip(side, pairs.values(), strict=True)]))
-        for side in sides
+    return Duel(
+        tasks=list(pairs),
+        seeds=(seeds[0], seeds[1]),
+        improvement=Improvement(improvement_estimate(*finals), matched),
+        finals=(first, second),
+        areas=(areas[0], areas[1]),
+        lowest=(lowest[0], lowest[1]),
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _entries(duel: Duel) -> list[str]:
+    return [
+        ", ".join(duel.tasks),
+        ", ".join(map(str, duel.seeds)),
+        ", ".join(map(PERCENT, duel.finals)),
+        ", ".join(map(PERCENT, duel.areas)),
+        ", ".join(NONE if np.isnan(each) else PERCENT(each, "+") for each in duel.lowest),
+        *improvement_cells(duel.improvement, len(duel.tasks)),
     ]
-    improvement = Improvement(improvement_estimate(*finals), int(matched))
-    return Duel(list(pairs), improvement, (first, second), (areas[0], areas[1]), (lowest[0], lowest[1]))
-
-
-def _start(summary: Summary) -> float:
-    return float(np.mean(summary.starts)) if len(summary.starts) else float("nan")
-
-
-def _lowest(summary: Summary) -> float:
-    return _start(summary) + float(np.mean(summary.dips)) if len(summary.dips) else float("nan")

@@ -56,7 +56,7 @@ class Summary:
     :param curve: Interquartile means over the seeds at these steps, [k]
     :param starts: Score of each seed at step 0, empty if they were not evaluated there
     :param dips: Deepest dip of each seed (:func:`deepest_dip`), empty likewise
-    :param area: Area under the curve (:func:`area_under_curve`), mean over seeds
+    :param areas: Area under each seed's curve (:func:`area_under_curve`), [n]
     """
 
     seeds: list[int]
@@ -66,7 +66,7 @@ class Summary:
     curve: Estimate
     starts: np.ndarray
     dips: np.ndarray
-    area: float
+    areas: np.ndarray
 
 
 #: Summary of each task and algorithm that have results
@@ -92,7 +92,7 @@ def summarise(results: Sequence[Result]) -> Summary:
         curve=estimate[:-1],
         starts=starts if len(starts) == len(results) else np.empty(0),
         dips=np.array(dips) if len(dips) == len(results) else np.empty(0),
-        area=float(np.mean([area_under_curve(result.curve) for result in results])),
+        areas=np.array([area_under_curve(result.curve) for result in results]),
     )
 
 

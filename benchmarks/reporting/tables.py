@@ -91,7 +91,7 @@ def score_table(stored: Stored, task: str, summaries: Summaries) -> list[str]:
         by_seed = dict(zip(summary.seeds, summary.finals, strict=True))
         each = ", ".join(write(by_seed[seed]) if seed in by_seed else NONE for seed in seeds)
         mean = write(np.mean(summary.finals))
-        rows.append([algo, mean, each, write.estimate(summary.final), write(summary.area)])
+        rows.append([algo, mean, each, write.estimate(summary.final), write(np.mean(summary.areas))])
     listed = ", ".join(map(str, seeds))
     return table(
         ["algorithm", "final score", f"seeds {listed}", "interquartile mean [95 %]", "area under the curve"], rows

@@ -39,6 +39,7 @@ TASKS: Mapping[str, Task] = {
         "AdroitHandDoorSparse-v1", _PACKAGE, "adroit/door-human-v0", 25, of_algorithm=_QUIET, rewards=_PUBLISHED_REWARDS
     ),
 }
+
 SUITES: Mapping[str, Suite] = {
     "adroit": finetuning_suite(
         "offline to online on Adroit hands, matched settings",

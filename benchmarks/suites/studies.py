@@ -1,6 +1,7 @@
 """
 Studies of SWFP's parts, on the demo's task and with one particle an action: where the critic picks among eight, success
-is 86 % even if no block ever moves (docs/experiments-clones.md), so that what the blocks learn could hardly be seen.
+was 86 % even if no block moved (seed 0, docs/experiments-clones.md), so what the blocks learn could hardly be seen.
+With one particle nothing is picked in the critic's target either, and the critic has no picks to be tried by.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _KL: Algorithm = ALGORITHMS["swfp_kl"]
 _STEP_SIZES = (0.01, 0.1, 1.0, 10.0)
 
 #: KL steps beside MPO's 0.1, all falling as SWFP's movement does. 0.001 moves a Gaussian in the arm's four dimensions
-#: as far as SWFP moves a clone: 4 * 0.02^2 / 2
+#: about as far as SWFP moves a clone: 4 * 0.02^2 / 2
 _KL_STEPS = (0.001, 0.005, 0.02)
 
 
