@@ -15,6 +15,7 @@ from benchmarks.reporting.statistics import (
     deepest_dip,
     improvement_estimate,
     interquartile_estimate,
+    interquartile_mean,
 )
 from benchmarks.reporting.stored import Stored
 
@@ -128,12 +129,15 @@ def _improvements(
     if reference not in runs:
         return {}
     scores = {algo: np.array([summaries[task, algo].finals[:most] for task in tasks]).T for algo, most in runs.items()}
-    means = {algo: np.array([summaries[task, algo].final.value[0] for task in tasks]) for algo in runs}
-    return {
-        algo: Improvement(
-            improvement_estimate(scores[reference], scores[algo]),
-            int(np.sum(means[reference] >= means[algo] - 1e-9)),  # rates are rounded
-        )
-        for algo in runs
-        if algo != reference
-    }
+    return {algo: improvement(scores[reference], scores[algo]) for algo in runs if algo != reference}
+
+
+def improvement(scores: np.ndarray, others: np.ndarray) -> Improvement:
+    """
+    :param scores: Final scores of the reference algorithm, [runs, tasks]
+    :param others: Another one's, [its runs, tasks]
+    :return: The one against the other
+    """
+    means, other_means = (interquartile_mean(each[:, None, :]) for each in (scores, others))
+    # Rates are rounded
+    return Improvement(improvement_estimate(scores, others), int(np.sum(means >= other_means - 1e-9)))

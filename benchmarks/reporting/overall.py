@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.reporting.aggregate import Improvement
-from benchmarks.reporting.statistics import Summaries, Summary, improvement_estimate, interquartile_mean
+from benchmarks.reporting.aggregate import Improvement, improvement
+from benchmarks.reporting.statistics import Summaries, Summary, interquartile_mean
 from benchmarks.reporting.stored import MIN_SEEDS, Stored
 from benchmarks.reporting.tables import IMPROVEMENT, NONE, PERCENT, improvement_cells, table
 
@@ -114,13 +114,11 @@ def _duel(pairs: Pairs) -> Duel:
             for each, start in zip(side, starts, strict=True)
         ]
         lowest.append(float(np.mean(below)))
-    by_task = [interquartile_mean(scores[:, None, :]) for scores in finals]
-    matched = int(np.sum(by_task[0] >= by_task[1] - 1e-9))  # rates are rounded
     first, second = (float(interquartile_mean(scores[:, :, None])[0]) for scores in finals)
     return Duel(
         tasks=list(pairs),
         seeds=(seeds[0], seeds[1]),
-        improvement=Improvement(improvement_estimate(*finals), matched),
+        improvement=improvement(*finals),
         finals=(first, second),
         areas=(areas[0], areas[1]),
         lowest=(lowest[0], lowest[1]),
