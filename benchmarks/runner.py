@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -77,7 +77,7 @@ def _end_with(parent: int) -> None:
 def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = None) -> list[Path]:
     """
     Run all cells that have no result yet; a killed one starts afresh. One that another runner is at is left to it, so
-    several can share a folder.
+    several can share a folder. One whose very run another suite has in this folder is copied from there.
 
     :param cells: Cells of one suite
     :param root: Folder of all results
@@ -88,6 +88,7 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
     """
     budgets = {cell: SUITES[cell.suite].tasks[cell.task] if steps is None else steps for cell in cells}
     waiting = [cell for cell in cells if not _is_finished(cell, root, budgets[cell])]
+    waiting = [cell for cell in waiting if not _copied(cell, root, budgets[cell])]
     running: list[_Running] = []
     failed: list[Path] = []
     total = sum(budgets[cell] for cell in waiting)
@@ -128,18 +129,52 @@ def _is_finished(cell: Cell, root: Path, steps: int) -> bool:
     result = Result.load(folder)
     if result is None:
         return False
-    suite = SUITES[cell.suite]
-    current = suite.versions(cell.algo)
-    changed = [name for name in current if result.versions.get(name) != current[name]]
-    # As JSON gives them back: tuples are lists there
-    wanted = json.loads(json.dumps(suite.settings(cell) | {"steps": steps}))
-    changed += [name for name in wanted if result.config.get(name) != wanted[name]]
+    changed = _changed(result, cell, steps)
     if changed:
         raise ValueError(
             f"{folder} holds a result with another {', '.join(changed)}: results of different versions are not mixed. "
             f"Take another --out, leave it out (--tasks, --algos, --seeds), or remove the folder"
         )
     return True
+
+
+def _changed(result: Result, cell: Cell, steps: int) -> list[str]:
+    """Names of the versions and settings in which a result differs from what a run of the cell would have now."""
+    suite = SUITES[cell.suite]
+    current = suite.versions(cell.algo)
+    changed = [name for name in current if result.versions.get(name) != current[name]]
+    # As JSON gives them back: tuples are lists there
+    wanted = json.loads(json.dumps(suite.settings(cell) | {"steps": steps}))
+    return changed + [name for name in wanted if result.config.get(name) != wanted[name]]
+
+
+def _copied(cell: Cell, root: Path, steps: int) -> bool:
+    """Whether another suite has the same run, down to its versions: it is copied then, as it would only be repeated."""
+    for other in _same_seed_elsewhere(cell):
+        source = other.folder(root)
+        result = Result.load(source)
+        if result is None or _changed(result, cell, steps):
+            continue
+        lock = _claim(cell.folder(root))
+        if lock is None:
+            return False
+        with lock:
+            folder = cell.folder(root)
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(source, folder, ignore=shutil.ignore_patterns("result.json"))
+            name = str(source.relative_to(root))
+            replace(result, cell=cell, details=result.details | {"copied_from": name}).save(folder)
+            Path(lock.name).unlink()
+        tqdm.write(f"{folder.relative_to(root)} is the run that {name} has: copied", file=sys.stderr)
+        return True
+    return False
+
+
+def _same_seed_elsewhere(cell: Cell) -> Iterator[Cell]:
+    """Cells of other suites whose run is the same function, so that equal settings mean an equal run."""
+    for name, suite in SUITES.items():
+        if name != cell.suite and suite.run is SUITES[cell.suite].run and cell.task in suite.tasks:
+            yield from (Cell(name, cell.task, algo, cell.seed) for algo in suite.algos)
 
 
 def _claim(folder: Path) -> IO[str] | None:

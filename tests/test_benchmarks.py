@@ -127,6 +127,38 @@ def test_a_cell_of_another_runner_is_left_to_it(tmp_path: Path) -> None:
     again.close()
 
 
+def test_what_another_suite_has_run_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stored_in(suite: str, seed: int) -> Cell:
+        cell = Cell(suite, "pick-and-place", "swfp", seed)
+        cell.folder(tmp_path).mkdir(parents=True)
+        (cell.folder(tmp_path) / "curve.csv").write_text("of the run\n")
+        config, found = SUITES[suite].settings(cell) | {"steps": 10_000}, SUITES[suite].versions("swfp")
+        Result(cell, found, config, [(0, 0.1), (10_000, 0.9)], 50.0, 300.0).save(cell.folder(tmp_path))
+        return cell
+
+    original = stored_in("blocks", 0)
+    stored_in("fetch", 1)  # with eight candidates an action: another run
+    begun: list[Cell] = []
+    monkeypatch.setattr(runner, "_start", lambda cell, *others: begun.append(cell))
+    wanted = [Cell("order", "pick-and-place", algo, seed) for seed in (0, 1) for algo in SUITES["order"].algos]
+    assert runner.run_cells(wanted, tmp_path, jobs=1) == []
+    assert begun == wanted[1:]
+    folder = wanted[0].folder(tmp_path)
+    result, first = Result.load(folder), Result.load(original.folder(tmp_path))
+    assert result is not None and first is not None
+    assert result == replace(first, cell=wanted[0], details={"copied_from": "blocks/pick-and-place/swfp-0"})
+    assert (folder / "curve.csv").read_text() == "of the run\n"
+    assert not list(folder.parent.glob(".*"))  # no lock is left
+    assert "order/pick-and-place/swfp-0 is the run that blocks/pick-and-place/swfp-0 has" in capsys.readouterr().err
+    assert "1 of them are runs of other suites" in report("order", tmp_path)
+    begun.clear()
+    runner.run_cells(wanted[:1], tmp_path, jobs=1)  # it counts as finished from now on
+    runner.run_cells(wanted[:1], tmp_path / "elsewhere", jobs=1)
+    assert begun == wanted[:1]
+
+
 def test_results_of_other_settings_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store(tmp_path, "sac", 0, -100.0)
     others = replace(SUITES["scratch"], settings=lambda cell: {"learning_rate": 0.1})

@@ -51,6 +51,8 @@ def section(stored: Stored, summaries: Summaries, figures: str | None) -> str:
     cpu, wall = (sum(getattr(each, what) or 0.0 for each in stored.all) / 3600 for what in ("cpu_seconds", "seconds"))
     lines += ["### Cost", "", f"{len(stored.all)} runs took {cpu:.2f} hours of CPU time, {wall:.2f} hours of "]
     lines[-1] += "wall-clock time. Cloning, evaluations and start-up are part of a run's time and memory."
+    if copied := sum("copied_from" in each.details for each in stored.all):
+        lines[-1] += f" {copied} of them are runs of other suites, copied: counted there, too."
     return "\n".join([*lines, "", *cost_table(stored)]).rstrip("\n")
 
 
