@@ -407,6 +407,9 @@ def test_suites_are_put_together_task_by_task(two_suites: Any, tmp_path: Path) -
     # Alone on the door all four count: the interquartile mean is without the 0
     assert row(text, "swfp-kl", head)[1:4] == ["toy/door", "4, 3", "80.0, 10.0"]
     assert "Made by different code" not in text
+    # The toy has two tasks, so it is shown by itself; the other suite has one, which says no more than its section
+    alone = text.partition("`toy` alone:\n\n")[2]
+    assert row(alone, "rlpd", head)[1:4] == ["toy/door", "4, 3", "80.0, 80.0"] and "`other` alone" not in text
     store(tmp_path, "swfp", 0, 0.5, 0.4, 0.9, task="fetch", suite="other")
     report("toy", tmp_path, page)  # also where only one of them is reported
     assert row(page.read_text(), "rlpd", head)[3] != found[3]

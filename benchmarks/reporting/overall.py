@@ -50,15 +50,7 @@ def overall(stored: Sequence[Stored], summaries: Mapping[str, Summaries]) -> str
     if returns := [each.name for each in stored if not each.has_rates]:
         raise ValueError(f"{', '.join(returns)}: scores that are not success rates cannot be put together")
     reference = stored[0].reference
-    opponents = dict.fromkeys(algo for each in stored for algo in each.suite.algos if algo != reference)
-    rows: list[list[str]] = []
-    left_out: dict[str, list[str]] = {}
-    for algo in opponents:
-        pairs, few = _pairs(stored, summaries, reference, algo)
-        for task in few:
-            left_out.setdefault(task, []).append(algo)
-        if pairs:
-            rows.append([algo, *_entries(_duel(pairs))])
+    rows, left_out = _rows(stored, summaries)
     named = ", ".join(f"`{each.name}`" for each in stored)
     lines = [
         "## Main comparison",
@@ -74,7 +66,27 @@ def overall(stored: Sequence[Stored], summaries: Mapping[str, Summaries]) -> str
         lines += ["", f"Made by different code in these suites, so rerun before this is believed: {', '.join(mixed)}."]
     head = [f"{reference} over", "tasks", "seeds", "final scores", "areas under the curve"]
     head += [f"lowest, against {reference} at step 0", *IMPROVEMENT]
-    return "\n".join([*lines, "", *(table(head, rows) if rows else ["No results yet."])]).rstrip("\n")
+    lines += ["", *(table(head, rows) if rows else ["No results yet."])]
+    # One suite of several tasks says by itself whether the aggregate hangs on another
+    for each in stored if len(stored) > 1 else ():
+        alone = _rows([each], summaries)[0] if len(each.suite.tasks) > 1 else []
+        if alone:
+            lines += [f"`{each.name}` alone:", "", *table(head, alone)]
+    return "\n".join(lines).rstrip("\n")
+
+
+def _rows(stored: Sequence[Stored], summaries: Mapping[str, Summaries]) -> tuple[list[list[str]], dict[str, list[str]]]:
+    """One row for each other algorithm, and the algorithms that have too few seeds on a task, by task."""
+    reference = stored[0].reference
+    rows: list[list[str]] = []
+    left_out: dict[str, list[str]] = {}
+    for algo in dict.fromkeys(algo for each in stored for algo in each.suite.algos if algo != reference):
+        pairs, few = _pairs(stored, summaries, reference, algo)
+        for task in few:
+            left_out.setdefault(task, []).append(algo)
+        if pairs:
+            rows.append([algo, *_entries(_duel(pairs))])
+    return rows, left_out
 
 
 def _of_different_code(stored: Sequence[Stored]) -> list[str]:
