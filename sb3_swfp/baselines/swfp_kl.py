@@ -17,14 +17,12 @@ from stable_baselines3.common.type_aliases import (
     Schedule,
 )
 
-from sb3_swfp.acting import pick
-from sb3_swfp.bounds import bound_action
+from sb3_swfp.bounds import bound_action, unbound_action
 from sb3_swfp.checks import check_arguments
 from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.flow_algorithm import FlowAlgorithm
-from sb3_swfp.policies import FlowActorCriticPolicy, cascade_log_prob, every_other
-from sb3_swfp.pretraining import flow_matching_loss
-from sb3_swfp.transport import w2_paired
+from sb3_swfp.policies import FlowActor, FlowActorCriticPolicy, cascade_log_prob, every_other
+from sb3_swfp.transport import interpolate, w2_paired
 
 #: Bisection of the logarithm of the step's temperature: its range, in units of the values' spread, and its steps
 _LOG_RANGE, _BISECTIONS = math.log(1e4), 30
@@ -64,6 +62,38 @@ def temperature_of_kl(values: th.Tensor, target: float) -> th.Tensor:
     return spread * math.exp(high)
 
 
+def reweighting_loss(
+    actor: FlowActor, reference: FlowActor, observations: Any, actions: th.Tensor, log_weights: th.Tensor
+) -> th.Tensor:
+    """
+    Squared distance to the reference's velocity plus, weighted by how much more than before a particle counts, flow
+    matching to it: ``|v - v_k|^2 + (M w - 1) |v - (x_1 - x_0)|^2``. Where ``v_k`` is the flow matching velocity of the
+    reference's own particles the minimiser is that of the reweighted ones. Where it is not (a flow of few steps drifts
+    away when it is fitted to its own samples again and again), ``v_k`` moves by the difference that the weights make, so
+    that a step of nothing moves nothing.
+
+    :param actor: Actor whose cascade is trained
+    :param reference: The frozen actor that the particles come from
+    :param observations: Observations of B states
+    :param actions: M scaled actions of each, ``[B, M, d]``
+    :param log_weights: Logarithms of their weights, which sum to 1 over a state's, ``[B, M]``
+    :return: Mean per action dimension, scalar
+    """
+    cascade, (n, m, d) = actor.cascade, actions.shape
+    shape = (cascade.n_blocks, n, m, 1)
+    start = cascade.block_starts(actions).view(-1, 1, 1, 1)
+    t = start + th.rand(shape, device=actions.device) / cascade.n_blocks
+    x_t, path = interpolate(th.randn(*shape[:3], d, device=actions.device), unbound_action(actions), t)
+    velocities = []
+    for each in (actor, reference):
+        state = each.cascade.project(each.features(observations)).repeat_interleave(m, dim=1)
+        velocity, _ = each.cascade.velocity(slice(None), state, x_t.flatten(1, 2), t.flatten(1, 2))
+        velocities.append(velocity.view_as(x_t))
+    change = th.expm1(log_weights + math.log(m)).unsqueeze(-1)
+    own, frozen = velocities[0], velocities[1].detach()
+    return ((own - frozen).square() + change * (own - path).square()).mean()
+
+
 class SWFPKL(FlowAlgorithm):
     """
     SWFP in everything (flow, clone, critics, ripeness, acting, epochs against a frozen reference), but an epoch's step
@@ -71,8 +101,8 @@ class SWFPKL(FlowAlgorithm):
 
     Its minimiser is known: ``rho_k`` reweighted by ``exp((Q - alpha log rho_k) / temperature)``, where the temperature
     is the one at which the step has the KL divergence asked for (as in the E-step of MPO, arXiv 1806.06920). So each
-    update draws particles of the frozen reference, picks one for each state by these weights, and moves all blocks
-    towards it by flow matching. KL can only shift weight between actions that ``rho_k`` already takes; W2 moves them.
+    update draws particles of the frozen reference and moves all blocks from its velocity by what these weights change
+    (:func:`reweighting_loss`). KL can only shift weight between actions that ``rho_k`` already takes; W2 moves them.
 
     Arguments that SWFP has mean what they mean there.
 
@@ -215,8 +245,8 @@ class SWFPKL(FlowAlgorithm):
         with th.no_grad():
             actions, values, entropy = self._particles(observations, ent_coef)
             temperature = temperature_of_kl(values, target)
-            picked = actions[th.arange(len(actions)), pick(values, temperature)]
-        loss = flow_matching_loss(self.actor, self.actor.features(observations), picked)
+            log_weights = th.log_softmax(values / temperature, dim=1)
+        loss = reweighting_loss(self.actor, self.actor_reference, observations, actions, log_weights)
         self.actor.optimizer.zero_grad()
         loss.backward()
         self.actor.optimizer.step()
