@@ -69,8 +69,8 @@ def reweighting_loss(
     Squared distance to the reference's velocity plus, weighted by how much more than before a particle counts, flow
     matching to it: ``|v - v_k|^2 + (M w - 1) |v - (x_1 - x_0)|^2``. Where ``v_k`` is the flow matching velocity of the
     reference's own particles the minimiser is that of the reweighted ones. Where it is not (a flow of few steps drifts
-    away when it is fitted to its own samples again and again), ``v_k`` moves by the difference that the weights make, so
-    that a step of nothing moves nothing.
+    away when it is fitted to its own samples again and again), ``v_k`` moves by the difference that the weights make:
+    a step of nothing moves nothing.
 
     :param actor: Actor whose cascade is trained
     :param reference: The frozen actor that the particles come from
