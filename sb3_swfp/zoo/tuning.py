@@ -89,7 +89,7 @@ def _sample_swfp(trial: optuna.Trial, with_demonstrations: bool) -> Params:
 
 def _sample_swfp_kl(trial: optuna.Trial, with_demonstrations: bool) -> Params:
     return _sample_flow(trial, with_demonstrations) | {
-        "kl_step": trial.suggest_float("kl_step", 3e-3, 1.0, log=True),
+        "kl_step": trial.suggest_float("kl_step", 5e-4, 0.5, log=True),
         "kl_epoch": trial.suggest_categorical("kl_epoch", [20, 50, 100]),
     }
 
