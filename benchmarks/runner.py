@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -140,20 +140,27 @@ def _is_finished(cell: Cell, root: Path, steps: int) -> bool:
 
 def _changed(result: Result, cell: Cell, steps: int) -> list[str]:
     """Names of the versions and settings in which a result differs from what a run of the cell would have now."""
-    suite = SUITES[cell.suite]
-    current = suite.versions(cell.algo)
+    current, wanted = SUITES[cell.suite].versions(cell.algo), _wanted(cell, steps)
     changed = [name for name in current if result.versions.get(name) != current[name]]
-    # As JSON gives them back: tuples are lists there
-    wanted = json.loads(json.dumps(suite.settings(cell) | {"steps": steps}))
     return changed + [name for name in wanted if result.config.get(name) != wanted[name]]
+
+
+def _wanted(cell: Cell, steps: int) -> dict[str, Any]:
+    """The settings of a cell as a result has them: tuples are lists in JSON."""
+    found: dict[str, Any] = json.loads(json.dumps(SUITES[cell.suite].settings(cell) | {"steps": steps}))
+    return found
 
 
 def _copied(cell: Cell, root: Path, steps: int) -> bool:
     """Whether another suite has the same run, down to its versions: it is copied then, as it would only be repeated."""
+    wanted = _wanted(cell, steps)
     for other in _same_seed_elsewhere(cell):
         source = other.folder(root)
         result = Result.load(source)
-        if result is None or _changed(result, cell, steps):
+        # A copy is no source: whoever removes a folder to have it run again would get it back from its own copy
+        if result is None or not result.curve or "copied_from" in result.details:
+            continue
+        if result.config != wanted or _changed(result, cell, steps):
             continue
         lock = _claim(cell.folder(root))
         if lock is None:
@@ -171,7 +178,7 @@ def _copied(cell: Cell, root: Path, steps: int) -> bool:
 
 
 def _same_seed_elsewhere(cell: Cell) -> Iterator[Cell]:
-    """Cells of other suites whose run is the same function, so that equal settings mean an equal run."""
+    """Cells of other suites whose run is the same function. Suites that share one leave the rest to their settings."""
     for name, suite in SUITES.items():
         if name != cell.suite and suite.run is SUITES[cell.suite].run and cell.task in suite.tasks:
             yield from (Cell(name, cell.task, algo, cell.seed) for algo in suite.algos)

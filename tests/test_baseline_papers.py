@@ -304,15 +304,32 @@ def test_a_kl_step_of_nothing_moves_nothing() -> None:
 
 
 def test_weights_change_a_gaussians_velocity_as_known() -> None:
-    mean, std, shift, m = 0.1, 0.4, 0.2, 20_000
-    generator = th.Generator().manual_seed(0)
-    particles = mean + std * th.randn(1, m, 1, generator=generator)
-    # exp(shift a / std^2) times N(mean, std^2) is N(mean + shift, std^2), up to its normalisation
-    log_weights = (shift / std**2 * particles).squeeze(-1)
-    t = th.tensor([0.0, 0.2, 0.5, 0.8]).view(4, 1, 1, 1).expand(4, 1, 5, 1)
-    x_t = th.linspace(-0.3, 0.5, 5).view(1, 1, 5, 1).expand(4, 1, 5, 1)
+    std, m = 0.4, 10_000
+    # Two states and two dimensions, each with a mean and a shift of its own
+    mean, shift = th.tensor([[0.1, -0.1], [0.3, 0.0]]), th.tensor([[0.2, 0.0], [0.0, -0.1]])
+    particles = mean.unsqueeze(1) + std * th.randn(2, m, 2, generator=th.Generator().manual_seed(0))
+    # exp(shift . a / std^2) times N(mean, std^2) is N(mean + shift, std^2), up to its normalisation
+    log_weights = (particles @ (shift / std**2).unsqueeze(-1)).squeeze(-1)
+    t = th.tensor([0.0, 0.2, 0.5, 0.8]).view(4, 1, 1, 1).expand(4, 2, 3, 1)
+    x_t = th.linspace(-0.2, 0.4, 6).view(1, 1, 3, 2).expand(4, 2, 3, 2)
     change = velocity_change(x_t, t, particles, log_weights)
     # The velocity of N(m, s^2) is m + slope (x - t m), hence linear in m
     slope = (t * std**2 - (1.0 - t)) / ((1.0 - t) ** 2 + t**2 * std**2)
-    np.testing.assert_allclose(change, shift * (1.0 - t * slope), atol=0.03)
-    assert float(velocity_change(x_t, t, particles, th.full((1, m), -3.0)).abs().max()) < 1e-4
+    np.testing.assert_allclose(change, shift.view(1, 2, 1, 2) * (1.0 - t * slope), atol=0.04)
+    assert float(velocity_change(x_t, t, particles, th.full((2, m), -3.0)).abs().max()) == 0.0
+
+
+def test_a_kl_step_on_noise_does_not_run_away() -> None:
+    model = make("SWFPKL", kl_epoch=10, kl_step=0.01)
+    model.pretrain(gradient_steps=300)
+    batch = model.replay_buffer.sample(64)
+    model.critic.q_values = lambda features, actions, members=None: th.randn(2, len(actions))  # type: ignore[method-assign]
+    th.manual_seed(0)
+    with th.no_grad():
+        before = model._particles(batch.observations, 0.0)[0]
+    for _ in range(100):
+        model._train_actor(batch, 0.0)
+    with th.no_grad():
+        after = model._particles(batch.observations, 0.0)[0]
+    assert float((after.mean() - before.mean()).abs()) < 0.1
+    assert float(after.std(dim=1).mean() / before.std(dim=1).mean()) == pytest.approx(1.0, abs=0.25)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,10 @@ def test_what_another_suite_has_run_is_copied(
     assert not list(folder.parent.glob(".*"))  # no lock is left
     assert "order/pick-and-place/swfp-0 is the run that blocks/pick-and-place/swfp-0 has" in capsys.readouterr().err
     assert "1 of them are runs of other suites" in report("order", tmp_path)
+    begun.clear()
+    shutil.rmtree(original.folder(tmp_path))  # to have it run again: its own copy is no answer
+    runner.run_cells([original], tmp_path, jobs=1)
+    assert begun == [original]
     begun.clear()
     runner.run_cells(wanted[:1], tmp_path, jobs=1)  # it counts as finished from now on
     runner.run_cells(wanted[:1], tmp_path / "elsewhere", jobs=1)

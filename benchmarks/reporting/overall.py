@@ -50,7 +50,7 @@ def overall(stored: Sequence[Stored], summaries: Mapping[str, Summaries]) -> str
     if returns := [each.name for each in stored if not each.has_rates]:
         raise ValueError(f"{', '.join(returns)}: scores that are not success rates cannot be put together")
     reference = stored[0].reference
-    rows, left_out = _rows(stored, summaries)
+    rows, left_out = _rows(stored, summaries, reference)
     named = ", ".join(f"`{each.name}`" for each in stored)
     lines = [
         "## Main comparison",
@@ -69,15 +69,16 @@ def overall(stored: Sequence[Stored], summaries: Mapping[str, Summaries]) -> str
     lines += ["", *(table(head, rows) if rows else ["No results yet."])]
     # One suite of several tasks says by itself whether the aggregate hangs on another
     for each in stored if len(stored) > 1 else ():
-        alone = _rows([each], summaries)[0] if len(each.suite.tasks) > 1 else []
+        alone = _rows([each], summaries, reference)[0] if len(each.suite.tasks) > 1 else []
         if alone:
             lines += [f"`{each.name}` alone:", "", *table(head, alone)]
     return "\n".join(lines).rstrip("\n")
 
 
-def _rows(stored: Sequence[Stored], summaries: Mapping[str, Summaries]) -> tuple[list[list[str]], dict[str, list[str]]]:
+def _rows(
+    stored: Sequence[Stored], summaries: Mapping[str, Summaries], reference: str
+) -> tuple[list[list[str]], dict[str, list[str]]]:
     """One row for each other algorithm, and the algorithms that have too few seeds on a task, by task."""
-    reference = stored[0].reference
     rows: list[list[str]] = []
     left_out: dict[str, list[str]] = {}
     for algo in dict.fromkeys(algo for each in stored for algo in each.suite.algos if algo != reference):
