@@ -30,7 +30,7 @@ class _Running:
     cell: Cell
     process: subprocess.Popen[bytes]
     folder: Path
-    lock: IO[str] | None = None
+    lock: IO[str]
     seen: int = 0
 
 
@@ -112,7 +112,7 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
                     each.seen = done
                     if ended:
                         running.remove(each)
-                        _release(each)
+                        _release(each.lock)
                         if each.process.returncode != 0 or Result.load(each.folder) is None:
                             failed.append(each.folder / "log.txt")
                 at_work = ", ".join(f"{each.cell.task} {each.folder.name}" for each in running)
@@ -120,7 +120,7 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
         finally:
             for each in running:
                 each.process.terminate()
-                _release(each)
+                _release(each.lock)
     return failed
 
 
@@ -165,13 +165,13 @@ def _copied(cell: Cell, root: Path, steps: int) -> bool:
         lock = _claim(cell.folder(root))
         if lock is None:
             return False
-        with lock:
-            folder = cell.folder(root)
+        try:
+            folder, name = cell.folder(root), str(source.relative_to(root))
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(source, folder, ignore=shutil.ignore_patterns("result.json"))
-            name = str(source.relative_to(root))
             replace(result, cell=cell, details=result.details | {"copied_from": name}).save(folder)
-            Path(lock.name).unlink()
+        finally:
+            _release(lock)
         tqdm.write(f"{folder.relative_to(root)} is the run that {name} has: copied", file=sys.stderr)
         return True
     return False
@@ -199,10 +199,9 @@ def _claim(folder: Path) -> IO[str] | None:
     return lock
 
 
-def _release(running: _Running) -> None:
-    if running.lock is not None:
-        Path(running.lock.name).unlink(missing_ok=True)
-        running.lock.close()
+def _release(lock: IO[str]) -> None:
+    Path(lock.name).unlink(missing_ok=True)
+    lock.close()
 
 
 def _start(cell: Cell, root: Path, steps: int) -> _Running | None:

@@ -186,12 +186,14 @@ def test_a_crash_names_its_log_and_the_others_go_on(tmp_path: Path, monkeypatch:
     def start(cell: Cell, root: Path, steps: int) -> runner._Running:
         started.append(cell.algo)
         folder = cell.folder(root)
+        lock = runner._claim(folder)
+        assert lock is not None
         folder.mkdir(parents=True)
         code = "raise SystemExit(3)" if cell.algo == "swfp" else "pass"
         if cell.algo == "sac":
             folder.rmdir()
             store(root, "sac", 0, -100.0)
-        return runner._Running(cell, runner.subprocess.Popen([runner.sys.executable, "-c", code]), folder)
+        return runner._Running(cell, runner.subprocess.Popen([runner.sys.executable, "-c", code]), folder, lock)
 
     monkeypatch.setattr(runner, "_start", start)
     with pytest.raises(SystemExit, match=r"1 of 2 cells failed(.|\n)*swfp-0/log.txt"):
