@@ -1,4 +1,4 @@
-"""Figures: score against environment steps."""
+"""Figures: score against steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def figure_name(suite: str, task: str) -> str:
 
 def draw(stored: Stored, task: str, summaries: Summaries, folder: Path) -> Path:
     """
-    Score against environment steps for every algorithm: interquartile mean over seeds with its bootstrap band (none
+    Score against steps for every algorithm: interquartile mean over seeds with its bootstrap band (none
     with too few seeds), the clone's level dashed.
 
     :param stored: Results of a suite
@@ -60,7 +60,7 @@ def draw(stored: Stored, task: str, summaries: Summaries, folder: Path) -> Path:
         axes.axhline(
             factor * level, color="black", linestyle="--", linewidth=1.0, label=f"{stored.reference} at step 0"
         )
-    axes.set(title=f"{stored.name}: {task}", xlabel="environment steps")
+    axes.set(title=f"{stored.name}: {task}", xlabel=f"{stored.suite.unit}s")
     axes.set_ylabel(f"{stored.suite.score}{', %' if stored.has_rates else ''}")
     axes.xaxis.set_major_formatter(optional("matplotlib.ticker").EngFormatter(sep=""))
     axes.grid(alpha=0.3)

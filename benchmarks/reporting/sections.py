@@ -13,6 +13,7 @@ from benchmarks.reporting.stored import MIN_SEEDS, Stored, ranges
 from benchmarks.reporting.tables import (
     aggregate_table,
     cost_table,
+    details_table,
     improvement_table,
     score_table,
     steadiness_table,
@@ -22,7 +23,7 @@ LEGEND = f"""\
 Final score: that of the last evaluation, mean over seeds. Interquartile mean: without the lowest and the highest
 quarter of the runs, so with fewer than 4 runs it is the mean. Intervals: 95 %, percentiles of {REPLICATIONS:,}
 stratified bootstrap replications (rliable); over few seeds they come out too narrow, and with fewer than {MIN_SEEDS}
-there is none. Area under the curve: over the environment steps, so in the score's unit. Deepest dip: lowest later
+there is none. Area under the curve: over the steps, so in the score's unit. Deepest dip: lowest later
 evaluation minus that at step 0 (what was cloned or pretrained, before it learns online), in the score's unit (points
 for success rates); beside it what the dip of a policy that never changes would be on average, were its episodes drawn
 afresh at each evaluation. Probability of improvement: that a run of the one algorithm scores higher than one of the
@@ -46,6 +47,7 @@ def section(stored: Stored, summaries: Summaries, figures: str | None) -> str:
         if figures is not None:
             lines += [f"![{stored.name}: {task}]({figures}/{figure_name(stored.name, task)})", ""]
         lines += score_table(stored, task, summaries) + steadiness_table(stored, task, summaries)
+        lines += details_table(stored, task)
     lines += _all_tasks(stored, summaries)
     # Last and apart: the only figures that differ from run to run
     cpu, wall = (sum(getattr(each, what) or 0.0 for each in stored.all) / 3600 for what in ("cpu_seconds", "seconds"))
@@ -120,7 +122,7 @@ def _budgets(stored: Stored, task: str) -> str:
     steps = {algo: stored.of(task, algo)[0].config["steps"] for algo in stored.algos(task)}
     usual = stored.suite.tasks[task]
     others = [f"{algo} {number:,}" for algo, number in steps.items() if number != usual]
-    return f"{usual:,} environment steps{', but ' if others else ''}{', '.join(others)}."
+    return f"{usual:,} {stored.suite.unit}s{', but ' if others else ''}{', '.join(others)}."
 
 
 def _seed_counts(stored: Stored, task: str) -> str:

@@ -137,6 +137,20 @@ def _episodes(stored: Stored, task: str, algo: str) -> int | None:
     return results[0].config.get("eval_episodes") if results and stored.has_rates else None
 
 
+def details_table(stored: Stored, task: str) -> list[str]:
+    """
+    :param stored: Results of a suite
+    :param task: Name of a task
+    :return: The numbers that the suite's columns name, of each seed; nothing if it names none
+    """
+    columns = stored.suite.columns
+    rows = [
+        [algo, *(", ".join(f"{result.details[key]:.3g}" for result in stored.of(task, algo)) for key in columns)]
+        for algo in stored.algos(task)
+    ]
+    return table(["algorithm", *columns.values()], rows) if columns else []
+
+
 def aggregate_table(stored: Stored, comparison: Comparison) -> list[str]:
     """
     :param stored: Results of a suite
@@ -198,7 +212,7 @@ def cost_table(stored: Stored) -> list[str]:
             wall = _per_step(results, lambda result: result.seconds)
             devices = sorted({str(result.details.get("device", "cpu")) for result in results})
             rows.append([task, algo, cpu, wall, f"{memory:,.0f}", ", ".join(devices)])
-    head = ["task", "algorithm", "CPU ms per environment step", "wall-clock ms per environment step"]
+    head = ["task", "algorithm", f"CPU ms per {stored.suite.unit}", f"wall-clock ms per {stored.suite.unit}"]
     return table([*head, "peak memory, MiB", "device"], rows)
 
 

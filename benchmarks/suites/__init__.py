@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.suites import adroit, fetch, scratch, shifting, studies
+from benchmarks.suites import adroit, fetch, scratch, shifting, step_size, studies
 from benchmarks.suites.base import Curve, Suite
 
 __all__ = ["MAIN_COMPARISON", "SUITES", "Curve", "Suite"]
@@ -14,6 +14,7 @@ SUITES: Mapping[str, Suite] = {
     **adroit.SUITES,
     **fetch.SUITES,
     **studies.SUITES,
+    **step_size.SUITES,
     **shifting.SUITES,
 }
 

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell, versions
 
-#: Environment steps and score of each evaluation
+#: Steps and score of each evaluation
 Curve = list[tuple[int, float]]
+
+_CURVE = "curve.json"
+
+
+def save_curve(folder: Path, curve: Curve) -> None:
+    """
+    Keep a curve where :func:`load_curve` finds it, as a whole or not at all: the runner reads it meanwhile.
+
+    :param folder: Folder of a cell
+    :param curve: Its evaluations so far
+    """
+    temporary = folder / f"{_CURVE}.part"
+    temporary.write_text(json.dumps(curve), encoding="utf-8")
+    temporary.replace(folder / _CURVE)
+
+
+def load_curve(folder: Path) -> Curve:
+    """
+    :param folder: Folder of a cell
+    :return: What :func:`save_curve` kept there, nothing if it kept none
+    """
+    try:
+        return [(int(step), float(score)) for step, score in json.loads((folder / _CURVE).read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
 
 
 @dataclass(frozen=True)
@@ -20,15 +46,17 @@ class Suite:
 
     :param description: One line
     :param score: What a curve's values are
-    :param tasks: Name of each task and its environment steps
+    :param tasks: Name of each task and its steps
     :param algos: Names of the algorithms
     :param settings: All settings of a cell, as JSON can hold them; a result made with others is another result
     :param module: Name of the module, of whatever package, that an algorithm's result depends on
-    :param run: Runs a cell in this process: cell, its settings, environment steps, folder -> details to keep
+    :param run: Runs a cell in this process: cell, its settings, steps, folder -> details to keep
     :param curve: Reads the evaluations so far from the cell's folder
     :param check: Raises ``FileNotFoundError`` or ``ImportError`` if what a task needs is not on this machine
     :param modules: Names of modules of this package that a result depends on, beside the algorithm's
     :param packages: Names of packages that it depends on, beside those that all depend on
+    :param unit: What a run's steps are
+    :param columns: Numbers among a result's details that the report shows, and their titles
     :param bounds: Of each task's score, to normalise it by; ``None`` where scores are not comparable
     """
 
@@ -44,6 +72,8 @@ class Suite:
     bounds: Mapping[str, tuple[float, float]] | None = None
     modules: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    unit: str = "environment step"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def versions(self, algo: str) -> dict[str, str]:
         """

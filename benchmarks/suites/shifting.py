@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell
-from benchmarks.suites.base import Curve, Suite
+from benchmarks.suites.base import Suite, load_curve, save_curve
 
-_CURVE = "curve.json"
 #: Names and modules; what the figure of ``benchmarks.toys shifting`` calls them
 _ALGORITHMS = {
     "swfp": ("SWFP", "sb3_swfp.swfp"),
@@ -46,19 +44,8 @@ def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[
     th.set_num_threads(1)
     numbers = shifting_run(_ALGORITHMS[cell.algo][0], cell.seed, steps, lambda _: None)
     scores = [-regret for regret in numbers["flow_regret"]]
-    (folder / _CURVE).write_text(json.dumps(list(zip(numbers["steps"], scores, strict=True))), encoding="utf-8")
+    save_curve(folder, list(zip(numbers["steps"], scores, strict=True)))
     return numbers
-
-
-def curve(folder: Path) -> Curve:
-    """
-    :param folder: Folder of a cell
-    :return: The regret at each look, negated
-    """
-    try:
-        return [(int(step), float(score)) for step, score in json.loads((folder / _CURVE).read_text(encoding="utf-8"))]
-    except FileNotFoundError:
-        return []
 
 
 SUITES: Mapping[str, Suite] = {
@@ -70,7 +57,7 @@ SUITES: Mapping[str, Suite] = {
         settings,
         lambda algo: _ALGORITHMS[algo][1],
         run,
-        curve,
+        load_curve,
         modules=("sb3_swfp.envs.bandit",),
     ),
 }

@@ -21,9 +21,6 @@ TASKS: Mapping[str, Task] = {
 _SWFP: Algorithm = ALGORITHMS["swfp"]
 _KL: Algorithm = ALGORITHMS["swfp_kl"]
 
-#: Step sizes of the study that looks for where the JKO picture breaks, as constants (not steered)
-_STEP_SIZES = (0.01, 0.1, 1.0, 10.0)
-
 #: KL steps beside MPO's 0.1, all falling as SWFP's movement does. 0.001 moves a Gaussian in the arm's four dimensions
 #: about as far as SWFP moves a clone: 4 * 0.02^2 / 2
 _KL_STEPS = (0.001, 0.005, 0.02)
@@ -49,15 +46,5 @@ SUITES: Mapping[str, Suite] = {
         TASKS,
         {"swfp": _SWFP, "swfp-sinkhorn": _SWFP.with_arguments(w2="sinkhorn"), "swfp_kl": _KL}
         | {f"swfp_kl-{step}": _KL.with_arguments(kl_step=f"lin_{step}") for step in _KL_STEPS},
-    ),
-    "step-size": finetuning_suite(
-        "constant JKO step sizes with 1, 5 and 10 blocks",
-        TASKS,
-        {"swfp": _SWFP}
-        | {
-            f"swfp-{n}-blocks-eta-{eta}": _blocks(n).with_arguments(jko_step_size=eta)
-            for n in (1, 5, 10)
-            for eta in _STEP_SIZES
-        },
     ),
 }

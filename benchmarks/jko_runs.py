@@ -1,0 +1,111 @@
+"""JKO epochs with a known energy: the bandit's reward in the critic's place, so that only the flow is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+
+from sb3_swfp.bounds import bound_action, bound_log_det
+from sb3_swfp.envs.bandit import Bandit
+from sb3_swfp.flows import FlowCascade
+from sb3_swfp.jko import JKOStep, entropy_of_noise
+from sb3_swfp.transport import JKOStepSize, w2_exact, w2_paired
+
+#: Entropy coefficient, in units of the reward
+ALPHA = 0.1
+#: Particles that the free energy is measured on, and how many of them the exact W2 at the end is taken of
+_MEASURED, _CLOUD = 4_000, 500
+
+SETTINGS: dict[str, Any] = dict(block_net_arch=[64, 64], learning_rate=1e-3, batch_size=128, jko_epoch=50)
+
+
+class _Iterate(NamedTuple):
+    """Where the measured particles end, ``[n, 2]``, and the flow's divergence from the Boltzmann density, in nats."""
+
+    particles: th.Tensor
+    divergence: float
+
+
+def reward_of(bandit: Bandit) -> Callable[[th.Tensor], th.Tensor]:
+    """
+    :param bandit: The bandit
+    :return: Its reward as a function of actions, ``[B, 2] -> [B]``, that PyTorch can derive
+    """
+    centres, heights = (th.as_tensor(values, dtype=th.float32) for values in (bandit.centres, bandit.heights))
+
+    def reward(actions: th.Tensor) -> th.Tensor:
+        squares = (actions[:, None] - centres).square().sum(dim=-1)
+        return (heights * th.exp(-0.5 * squares / bandit.width**2)).sum(dim=-1)
+
+    return reward
+
+
+def step_size_run(
+    n_blocks: int, step_size: float, seed: int, steps: int, look: Callable[[int, float], Any]
+) -> dict[str, Any]:
+    """
+    Parallel JKO epochs of constant step size from the bounded standard Gaussian on, which every number of blocks begins
+    with, towards the bandit's Boltzmann density.
+
+    With F the free energy (minus reward, minus ``ALPHA`` times entropy) a JKO step of size ``eta`` satisfies
+    ``F(old) - F(new) >= W2(new, old)^2 / (2 eta)``, since standing still was allowed; so what the energy falls by from
+    first to last is at least what the trust region charged for all movements, the right side summed over the epochs. In
+    the limit of short steps, the gradient flow, it is twice as much (Ambrosio, Gigli and Savare, Gradient Flows, 2008,
+    sections 2.2 and 11.2). ``gain`` is the one by the other. W2 is the paired one, a bound from above, so ``gain`` is a
+    bound from below.
+
+    :param n_blocks: Number of blocks
+    :param step_size: JKO step size ``eta`` of the cascade, in squared action units by units of reward
+    :param seed: Seed of networks and noise
+    :param steps: Gradient steps
+    :param look: Called with gradient steps and divergence before the first step and after each epoch
+    :return: ``divergence`` (KL, nats) and ``moved`` (paired W2) of each epoch, ``gain``, ``w2`` (exact, to Boltzmann
+        samples at the end) and ``staleness`` (the largest that was measured)
+    """
+    th.manual_seed(seed)
+    bandit = Bandit()
+    reward = reward_of(bandit)
+    cascade, reference = (FlowCascade(1, 2, n_blocks, SETTINGS["block_net_arch"]) for _ in range(2))
+    reference.load_state_dict(cascade.state_dict())
+    reference.requires_grad_(False)
+    jko = JKOStep(cascade, reference, JKOStepSize(step_size), SETTINGS["jko_epoch"])
+    optimizer = th.optim.Adam(cascade.parameters(), lr=SETTINGS["learning_rate"], fused=True)
+    features, noise = th.zeros(SETTINGS["batch_size"], 1), th.randn(_MEASURED, 2)
+    iterates, staleness = [_measure(reference, noise, bandit)], [0.0]
+    look(0, iterates[0].divergence)
+    for step in range(1, steps + 1):
+        loss = jko.parallel_loss(features, jko.stale_particles(features, reward, ALPHA), ALPHA)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if jko.count_step():
+            staleness.append(jko.finish_epoch(features, features).get("staleness", 0.0))
+            reference.load_state_dict(cascade.state_dict())
+            iterates.append(_measure(reference, noise, bandit))
+            look(step, iterates[-1].divergence)
+    pairs = zip(iterates[:-1], iterates[1:], strict=True)
+    moved = [w2_paired(new.particles, old.particles).sqrt().item() for old, new in pairs]
+    charged = sum(distance**2 for distance in moved) / (2.0 * step_size)
+    fall = ALPHA * (iterates[0].divergence - iterates[-1].divergence)
+    truth = bandit.sample_boltzmann(_CLOUD, ALPHA, np.random.default_rng(seed))
+    end = bound_action(iterates[-1].particles[:_CLOUD])
+    return {
+        "divergence": [iterate.divergence for iterate in iterates],
+        "moved": moved,
+        "gain": fall / charged,
+        "w2": w2_exact(end, th.as_tensor(truth, dtype=th.float32)).sqrt().item(),
+        "staleness": max(staleness),
+    }
+
+
+@th.no_grad()
+def _measure(cascade: FlowCascade, noise: th.Tensor, bandit: Bandit) -> _Iterate:
+    path = cascade.integrate(th.zeros(1, 1), noise).particles
+    features = th.zeros(len(noise), 1)
+    _, log_dets = cascade.apply_blocks_with_log_dets(features, th.stack(path[:-1]))
+    entropy = entropy_of_noise(noise) + log_dets.sum(dim=0).mean() + bound_log_det(path[-1]).mean()
+    log_boltzmann = bandit.log_boltzmann(bound_action(path[-1]).double().numpy(), ALPHA).mean()
+    return _Iterate(path[-1], -entropy.item() - float(log_boltzmann))

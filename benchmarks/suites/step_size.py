@@ -1,0 +1,70 @@
+"""Where the JKO picture breaks: constant step sizes on a known energy, with 1, 3, 5 and 10 blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import Cell
+from benchmarks.suites.base import Curve, Suite, load_curve, save_curve
+
+_BLOCKS = {"1-block": 1, "3-blocks": 3, "5-blocks": 5, "10-blocks": 10}
+_STEP_SIZES = {f"eta-{eta:g}": eta for eta in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}
+#: Gradient steps: 40 JKO epochs
+_STEPS = 2_000
+
+
+def settings(cell: Cell) -> dict[str, Any]:
+    """
+    :param cell: The cell
+    :return: Its blocks and step size, and what all cells share
+    """
+    from benchmarks.jko_runs import ALPHA, SETTINGS
+
+    return SETTINGS | dict(n_blocks=_BLOCKS[cell.task], jko_step_size=_STEP_SIZES[cell.algo], ent_coef=ALPHA)
+
+
+def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[str, Any]:
+    """
+    JKO epochs towards the bandit's Boltzmann density.
+
+    :param cell: The cell
+    :param settings: Its settings
+    :param steps: Gradient steps
+    :param folder: Where the curve goes
+    :return: What :func:`~benchmarks.jko_runs.step_size_run` returns
+    """
+    import torch as th
+
+    from benchmarks.jko_runs import step_size_run
+
+    th.set_num_threads(1)
+    curve: Curve = []
+
+    def look(step: int, divergence: float) -> None:
+        curve.append((step, -divergence))
+        save_curve(folder, curve)
+
+    return step_size_run(settings["n_blocks"], settings["jko_step_size"], cell.seed, steps, look)
+
+
+SUITES: Mapping[str, Suite] = {
+    "step-size": Suite(
+        "constant JKO step sizes and numbers of blocks, on the bandit with its reward in the critic's place",
+        "KL of the flow from the Boltzmann density in nats, negated",
+        dict.fromkeys(_BLOCKS, _STEPS),
+        tuple(_STEP_SIZES),
+        settings,
+        lambda algo: "sb3_swfp.jko",
+        run,
+        load_curve,
+        modules=("sb3_swfp.envs.bandit",),
+        unit="gradient step",
+        columns={
+            "gain": "energy's fall / what the trust region charged (a JKO step: at least 1; gradient flow: 2)",
+            "w2": "exact W2 to Boltzmann samples at the end (floor 0.14)",
+            "staleness": "largest staleness",
+        },
+    ),
+}
