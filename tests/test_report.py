@@ -35,6 +35,8 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
         tasks={"door": 1_000, "pen": 1_000},
         algos=("swfp", "rlpd", "swfp-kl"),
         bounds=None,
+        unit="environment step",
+        columns={},
         versions=lambda algo: VERSIONS,
     )
     monkeypatch.setitem(SUITES, "toy", suite)
@@ -187,6 +189,15 @@ def test_shortened_runs_say_so(toy: Any, tmp_path: Path) -> None:
     store(tmp_path, "swfp", 0, 0.5, 0.6, config={"steps": 500})
     text = report("toy", tmp_path)
     assert "but swfp 500, rlpd 500." in text and "--suite toy --seeds 0-2 --steps 500\n" in text
+
+
+def test_a_suites_own_unit_and_columns(toy: Any, tmp_path: Path) -> None:
+    toy.unit, toy.columns = "gradient step", {"gain": "energy won"}
+    for seed, gain in enumerate((1.987, 2.0123)):
+        store(tmp_path, "swfp", seed, 0.5, 0.6, details={"gain": gain})
+    text = report("toy", tmp_path)
+    assert "1,000 gradient steps." in text and "CPU ms per gradient step" in text and "environment step" not in text
+    assert row(text, "swfp", "| energy won |")[1:] == ["1.99, 2.01"]
 
 
 def test_returns(toy: Any, tmp_path: Path) -> None:
