@@ -54,8 +54,8 @@ def step_size_run(
     ``F(old) - F(new) >= W2(new, old)^2 / (2 eta)``, since standing still was allowed; so what the energy falls by from
     first to last is at least what the trust region charged for all movements, the right side summed over the epochs. In
     the limit of short steps, the gradient flow, it is twice as much (Ambrosio, Gigli and Savare, Gradient Flows, 2008,
-    sections 2.2 and 11.2). ``gain`` is the one by the other. W2 is the paired one, a bound from above, so ``gain`` is a
-    bound from below.
+    sections 2.2 and 11.2). ``gain`` is the one by the other. W2 is the paired one, a bound from above, so where the
+    energy falls ``gain`` is a bound from below.
 
     :param n_blocks: Number of blocks
     :param step_size: JKO step size ``eta`` of the cascade, in squared action units by units of reward

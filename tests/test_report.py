@@ -192,7 +192,7 @@ def test_shortened_runs_say_so(toy: Any, tmp_path: Path) -> None:
 
 
 def test_a_suites_own_unit_and_columns(toy: Any, tmp_path: Path) -> None:
-    toy.unit, toy.columns = "gradient step", {"gain": "energy won"}
+    toy.unit, toy.columns = "gradient step", {"energy won": lambda details: details["gain"]}
     for seed, gain in enumerate((1.987, 2.0123)):
         store(tmp_path, "swfp", seed, 0.5, 0.6, details={"gain": gain})
     text = report("toy", tmp_path)

@@ -143,5 +143,8 @@ def _all_tasks(stored: Stored, summaries: Summaries) -> list[str]:
     lines = ["### All tasks", "", f"Over {len(common)} of {total} tasks: {', '.join(common)}.{notes}", ""]
     scores = aggregate_table(stored, comparison)
     if not scores:
-        scores = ["No mean over tasks: returns differ in scale, and the suite gives no bounds to normalise by.", ""]
+        scores = [
+            "No mean over tasks: the suite gives no bounds to normalise scores by, which may differ in scale.",
+            "",
+        ]
     return [*lines, *scores, *improvement_table(stored, comparison)]

@@ -56,13 +56,14 @@ def score_format(stored: Stored, task: str) -> Format:
     """
     :param stored: Results of a suite
     :param task: Name of a task
-    :return: Success rates in per cent, returns with about 3 to 4 digits of the largest
+    :return: Success rates in per cent, returns with about 3 to 4 digits of a middling final one
     """
     if stored.has_rates:
         return PERCENT
     results = [result for algo in stored.suite.algos for result in stored.of(task, algo)]
-    largest = max((abs(score) for result in results for _, score in result.curve), default=0.0)
-    return Format(1.0, 0 if largest >= 100.0 else 1 if largest >= 10.0 else 3)
+    # Not of the largest: one run that diverges would hide what the others differ in
+    middling = float(np.median([abs(result.curve[-1][1]) for result in results])) if results else 0.0
+    return Format(1.0, 0 if middling >= 100.0 else 1 if middling >= 10.0 else 3)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -141,14 +142,20 @@ def details_table(stored: Stored, task: str) -> list[str]:
     """
     :param stored: Results of a suite
     :param task: Name of a task
-    :return: The numbers that the suite's columns name, of each seed; nothing if it names none
+    :return: The suite's own columns, of each seed; nothing if it has none
     """
     columns = stored.suite.columns
     rows = [
-        [algo, *(", ".join(f"{result.details[key]:.3g}" for result in stored.of(task, algo)) for key in columns)]
+        [
+            algo,
+            *(
+                ", ".join(f"{read(result.details):.3g}" for result in stored.of(task, algo))
+                for read in columns.values()
+            ),
+        ]
         for algo in stored.algos(task)
     ]
-    return table(["algorithm", *columns.values()], rows) if columns else []
+    return table(["algorithm", *columns], rows) if columns else []
 
 
 def aggregate_table(stored: Stored, comparison: Comparison) -> list[str]:

@@ -56,7 +56,7 @@ class Suite:
     :param modules: Names of modules of this package that a result depends on, beside the algorithm's
     :param packages: Names of packages that it depends on, beside those that all depend on
     :param unit: What a run's steps are
-    :param columns: Numbers among a result's details that the report shows, and their titles
+    :param columns: Numbers that the report shows of a result's details, by their titles
     :param bounds: Of each task's score, to normalise it by; ``None`` where scores are not comparable
     """
 
@@ -73,7 +73,7 @@ class Suite:
     modules: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     unit: str = "environment step"
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Callable[[Mapping[str, Any]], float]] = field(default_factory=dict)
 
     def versions(self, algo: str) -> dict[str, str]:
         """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ _BLOCKS = {"1-block": 1, "3-blocks": 3, "5-blocks": 5, "10-blocks": 10}
 _STEP_SIZES = {f"eta-{eta:g}": eta for eta in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}
 #: Gradient steps: 40 JKO epochs
 _STEPS = 2_000
+#: Nats that a divergence may rise by from one epoch to the next: the optimiser never rests, even at the minimum
+_JITTER = 0.01
 
 
 def settings(cell: Cell) -> dict[str, Any]:
@@ -49,6 +53,14 @@ def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[
     return step_size_run(settings["n_blocks"], settings["jko_step_size"], cell.seed, steps, look)
 
 
+def epochs_that_rose(details: Mapping[str, Any]) -> int:
+    """
+    :param details: What :func:`run` returned
+    :return: Epochs in which the divergence rose by more than jitter
+    """
+    return sum(after - before > _JITTER for before, after in pairwise(details["divergence"]))
+
+
 SUITES: Mapping[str, Suite] = {
     "step-size": Suite(
         "constant JKO step sizes and numbers of blocks, on the bandit with its reward in the critic's place",
@@ -62,9 +74,12 @@ SUITES: Mapping[str, Suite] = {
         modules=("sb3_swfp.envs.bandit",),
         unit="gradient step",
         columns={
-            "gain": "energy's fall / what the trust region charged (a JKO step: at least 1; gradient flow: 2)",
-            "w2": "exact W2 to Boltzmann samples at the end (floor 0.14)",
-            "staleness": "largest staleness",
+            "epochs in which the energy rose (a JKO step never lets it)": epochs_that_rose,
+            "energy's fall / what the trust region charged (JKO steps: at least 1; gradient flow: 2)": itemgetter(
+                "gain"
+            ),
+            "exact W2 to Boltzmann samples at the end (among these themselves: 0.16 on average)": itemgetter("w2"),
+            "largest staleness": itemgetter("staleness"),
         },
     ),
 }
