@@ -64,7 +64,10 @@ def step_size_run(
     :param look: Called with gradient steps and divergence before the first step and after each epoch
     :return: ``divergence`` (KL, nats) and ``moved`` (paired W2) of each epoch, ``gain``, ``w2`` (exact, to Boltzmann
         samples at the end) and ``staleness`` (the largest that was measured)
+    :raises ValueError: if the steps are fewer than an epoch's
     """
+    if steps < SETTINGS["jko_epoch"]:
+        raise ValueError(f"a JKO epoch is {SETTINGS['jko_epoch']} gradient steps, got {steps} in all")
     th.manual_seed(seed)
     bandit = Bandit()
     reward = reward_of(bandit)

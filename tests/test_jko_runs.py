@@ -59,3 +59,8 @@ def test_a_cell_runs(tmp_path: Path) -> None:
     details = suite.run(cell, suite.settings(cell), 100, tmp_path)
     assert [step for step, _ in suite.curve(tmp_path)] == [0, 50, 100]
     assert all(np.isfinite(read(details)) for read in suite.columns.values())
+
+
+def test_fewer_steps_than_an_epoch() -> None:
+    with pytest.raises(ValueError, match="a JKO epoch is 50 gradient steps, got 20"):
+        run(1, 0.1, 20)
