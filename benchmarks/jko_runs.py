@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
+from benchmarks.toy_runs import ALPHA, CLOUD, w2
 from sb3_swfp.bounds import bound_action, bound_log_det
 from sb3_swfp.envs.bandit import Bandit
 from sb3_swfp.flows import FlowCascade
 from sb3_swfp.jko import JKOStep, entropy_of_noise
-from sb3_swfp.transport import JKOStepSize, w2_exact, w2_paired
+from sb3_swfp.transport import JKOStepSize, w2_paired
 
-#: Entropy coefficient, in units of the reward
-ALPHA = 0.1
-#: Particles that the free energy is measured on, and how many of them the exact W2 at the end is taken of
-_MEASURED, _CLOUD = 4_000, 500
+#: Particles that the free energy is measured on
+_MEASURED = 4_000
 
 SETTINGS: dict[str, Any] = dict(block_net_arch=[64, 64], learning_rate=1e-3, batch_size=128, jko_epoch=50)
 
@@ -93,22 +92,21 @@ def step_size_run(
     moved = [w2_paired(new.particles, old.particles).sqrt().item() for old, new in pairs]
     charged = sum(distance**2 for distance in moved) / (2.0 * step_size)
     fall = ALPHA * (iterates[0].divergence - iterates[-1].divergence)
-    truth = bandit.sample_boltzmann(_CLOUD, ALPHA, np.random.default_rng(seed))
-    end = bound_action(iterates[-1].particles[:_CLOUD])
+    truth = bandit.sample_boltzmann(CLOUD, ALPHA, np.random.default_rng(seed))
+    end = bound_action(iterates[-1].particles[:CLOUD]).double().numpy()
     return {
         "divergence": [iterate.divergence for iterate in iterates],
         "moved": moved,
         "gain": fall / charged,
-        "w2": w2_exact(end, th.as_tensor(truth, dtype=th.float32)).sqrt().item(),
+        "w2": w2(end, truth),
         "staleness": max(staleness),
     }
 
 
 @th.no_grad()
 def _measure(cascade: FlowCascade, noise: th.Tensor, bandit: Bandit) -> _Iterate:
-    path = cascade.integrate(th.zeros(1, 1), noise).particles
-    features = th.zeros(len(noise), 1)
-    _, log_dets = cascade.apply_blocks_with_log_dets(features, th.stack(path[:-1]))
+    path, log_dets = cascade.integrate(th.zeros(1, 1), noise, log_det=True)
+    assert log_dets is not None
     entropy = entropy_of_noise(noise) + log_dets.sum(dim=0).mean() + bound_log_det(path[-1]).mean()
     log_boltzmann = bandit.log_boltzmann(bound_action(path[-1]).double().numpy(), ALPHA).mean()
     return _Iterate(path[-1], -entropy.item() - float(log_boltzmann))

@@ -24,7 +24,8 @@ def settings(cell: Cell) -> dict[str, Any]:
     :param cell: The cell
     :return: Its blocks and step size, and what all cells share
     """
-    from benchmarks.jko_runs import ALPHA, SETTINGS
+    from benchmarks.jko_runs import SETTINGS
+    from benchmarks.toy_runs import ALPHA
 
     return SETTINGS | dict(n_blocks=_BLOCKS[cell.task], jko_step_size=_STEP_SIZES[cell.algo], ent_coef=ALPHA)
 
