@@ -8,8 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 
 pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
 
@@ -17,7 +19,7 @@ from benchmarks import digest, toy_runs  # noqa: E402
 from benchmarks.algorithms import ALGORITHMS, merge, named  # noqa: E402
 from benchmarks.cells import Cell, versions  # noqa: E402
 from benchmarks.digest import code_digest  # noqa: E402
-from benchmarks.suites import SUITES, studies  # noqa: E402
+from benchmarks.suites import SUITES, finetuning, studies  # noqa: E402
 from benchmarks.suites.finetuning import prepare, run  # noqa: E402
 
 
@@ -74,6 +76,33 @@ def test_a_shifting_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     curve = suite.curve(tmp_path)
     assert [step for step, _ in curve] == list(range(0, 81, 2)) and all(-1.0 < score < 0.0 for _, score in curve)
     assert [-score for _, score in curve] == details["flow_regret"]
+
+
+def test_denormals_are_flushed_while_a_run_learns_and_not_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = th.tensor([1e-40])
+    seen: list[float] = []
+
+    class Model:
+        device = "cpu"
+
+        def learn(self, *_: Any, **__: Any) -> None:
+            seen.append((2.0 * tiny).item())
+
+        pretrain = learn
+
+        def save(self, path: Path) -> None:
+            pass
+
+    monkeypatch.setattr(finetuning, "prepare", lambda *_: (lambda: gym.make("Pendulum-v1"), None, None))
+    monkeypatch.setattr(finetuning, "_make_model", lambda *_: Model())
+    cell = Cell("adroit", "pen", "calql", 0)
+    finetuning.run(cell, SUITES["adroit"].settings(cell), 10, tmp_path)
+    assert (2.0 * tiny).item() > 0.0  # for whoever else computes in this process
+    if not th.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush denormals")
+    assert seen == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("algo", ["swfp", "rlpd", "dppo"])
