@@ -19,7 +19,7 @@ from benchmarks import digest, toy_runs  # noqa: E402
 from benchmarks.algorithms import ALGORITHMS, merge, named  # noqa: E402
 from benchmarks.cells import Cell, versions  # noqa: E402
 from benchmarks.digest import code_digest  # noqa: E402
-from benchmarks.suites import SUITES, finetuning, studies  # noqa: E402
+from benchmarks.suites import SUITES, studies  # noqa: E402
 from benchmarks.suites.finetuning import prepare, run  # noqa: E402
 
 
@@ -95,10 +95,12 @@ def test_denormals_are_flushed_while_a_run_learns_and_not_after(
         def save(self, path: Path) -> None:
             pass
 
-    monkeypatch.setattr(finetuning, "prepare", lambda *_: (lambda: gym.make("Pendulum-v1"), None, None))
-    monkeypatch.setattr(finetuning, "_make_model", lambda *_: Model())
+    monkeypatch.setattr(
+        "benchmarks.suites.finetuning.prepare", lambda *_: (lambda: gym.make("Pendulum-v1"), None, None)
+    )
+    monkeypatch.setattr("benchmarks.suites.finetuning._make_model", lambda *_: Model())
     cell = Cell("adroit", "pen", "calql", 0)
-    finetuning.run(cell, SUITES["adroit"].settings(cell), 10, tmp_path)
+    run(cell, SUITES["adroit"].settings(cell), 10, tmp_path)
     assert (2.0 * tiny).item() > 0.0  # for whoever else computes in this process
     if not th.set_flush_denormal(False):
         pytest.skip("this processor cannot flush denormals")

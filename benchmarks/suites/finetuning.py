@@ -141,7 +141,7 @@ def _without_denormals() -> Iterator[None]:
     """
     Numbers below 1e-38 count as 0, in this thread and in those started from it (a cell has one).
 
-    Most gradients through Cal-QL's log-sum-exp are that small, and a processor is many times slower with them: a
+    Of the gradients through Cal-QL's log-sum-exp 2 % are that small, and a processor is so slow with them that a
     gradient step offline on pen takes 169 ms with and 66 ms without; SWFP's and clone + SAC's get 2 and 4 % shorter.
     """
     import torch as th
