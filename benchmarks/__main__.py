@@ -4,6 +4,7 @@ Benchmarks of SWFP beside other algorithms.
     python -m benchmarks list
     python -m benchmarks run --suite scratch --seeds 0-2 --jobs 2
     python -m benchmarks report
+    python -m benchmarks demonstrations hand_dapg
 
 Each cell (task, algorithm, seed) runs in its own process with one thread. What has a result is not run again, so a
 stopped run goes on where it was; python -m benchmarks.speed measures speed and memory.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.adroit_data import make_datasets
 from benchmarks.arguments import positive, seed_range
 from benchmarks.cells import Cell
 from benchmarks.report import report
@@ -37,6 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     elif parsed.command == "report":
         names = [parsed.suite] if parsed.suite else [name for name in SUITES if (parsed.out / name).is_dir()]
         _report(names or list(SUITES), parsed.out, parsed.page)
+    elif parsed.command == "demonstrations":
+        _make_demonstrations(parsed.checkout)
     else:
         _run(parsed)
 
@@ -67,6 +71,13 @@ def _report(suites: list[str], root: Path, page: Path | None) -> None:
         raise SystemExit(str(error)) from error
 
 
+def _make_demonstrations(checkout: Path) -> None:
+    try:
+        print("\n".join(make_datasets(checkout)))
+    except (FileNotFoundError, ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from error
+
+
 def _choose(what: str, named: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
     chosen = known if named is None else tuple(named.split(","))
     for name in chosen:
@@ -78,7 +89,7 @@ def _choose(what: str, named: str | None, known: tuple[str, ...]) -> tuple[str, 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{list,run,report}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{list,run,report,demonstrations}")
     commands.add_parser("list", help="the suites, their tasks and algorithms")
     run = commands.add_parser("run", help="run what has no result yet, then report")
     tables = commands.add_parser("report", help="tables and figures from stored results")
@@ -92,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=seed_range, default=[0, 1, 2], help="3, 0-2 or 0,2,5 (default: 0-2)")
     run.add_argument("--jobs", type=positive, default=2, help="processes side by side (default: 2)")
     run.add_argument("--steps", type=positive, help="environment steps of every cell, to try things out")
+    made = commands.add_parser("demonstrations", help="make the Adroit data sets in Minari's store")
+    made.add_argument("checkout", type=Path, help="of github.com/aravindr93/hand_dapg")
     cell = commands.add_parser("cell")
     for name in ("suite", "task", "algo"):
         cell.add_argument(name)

@@ -2,9 +2,11 @@
 Clone a few real demonstrations of a Minari data set and fine-tune the clone online with SWFP.
 
     python examples/finetune_minari.py --task door --seed 0
-    python examples/finetune_minari.py --task D4RL/pen/human-v2 --env AdroitHandPenSparse-v1 --demonstrations 10
+    python examples/finetune_minari.py --task D4RL/pen/human-v2 --env AdroitHandPen-v1 --demonstrations 10
 
-Minari looks for data sets in ~/.minari/datasets, or where MINARI_DATASETS_PATH says.
+Minari looks for data sets in ~/.minari/datasets, or where MINARI_DATASETS_PATH says. The environment must be the one
+whose rewards were recorded. What door, pen and door-human need is made by `python -m benchmarks demonstrations`
+(docs/demonstrations.md).
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ SETTINGS: dict[str, Any] = {
         "policy_kwargs": {"n_critics": 5},
     },
 }
+
+HOW_TO_MAKE = """
+Minari's server does not have it; from the repository's root:
+    git clone https://github.com/aravindr93/hand_dapg && python -m benchmarks demonstrations hand_dapg"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ def main() -> None:
     try:
         demonstrations = load_demonstrations(task.dataset, n_episodes=task.demonstrations)
     except (FileNotFoundError, ImportError, ValueError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
+        made_here = isinstance(error, FileNotFoundError) and task.dataset.startswith("adroit/")
+        raise SystemExit(f"{type(error).__name__}: {error}{HOW_TO_MAKE if made_here else ''}") from error
     success = demonstrations.success_rate()
     teacher = "success not recorded" if success is None else f"success {success:.0%}"
     print(f"{len(demonstrations)} episodes of {task.dataset}, {demonstrations.n_transitions:,} steps, {teacher}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from benchmarks.adroit_data import how_to_make
 from benchmarks.suites.base import Suite
 from benchmarks.suites.finetuning import Task, finetuning_suite, main_algorithms
 
@@ -45,6 +46,7 @@ SUITES: Mapping[str, Suite] = {
         "offline to online on Adroit hands, matched settings",
         TASKS,
         main_algorithms("swfp", "rlpd", "calql", "ibrl", "dppo", "clone"),
+        how_to_make,
     ),
     "adroit-published": finetuning_suite(
         "offline to online on Adroit hands, each baseline with its published settings",
@@ -52,5 +54,6 @@ SUITES: Mapping[str, Suite] = {
         main_algorithms(
             "swfp", "rlpd-published", "calql-published", "ibrl-published", "dppo-published", "clone-published"
         ),
+        how_to_make,
     ),
 }

@@ -48,11 +48,17 @@ class Task:
     prepare: str = "benchmarks.suites.finetuning.prepare"
 
 
-def finetuning_suite(description: str, tasks: Mapping[str, Task], algorithms: Mapping[str, Algorithm]) -> Suite:
+def finetuning_suite(
+    description: str,
+    tasks: Mapping[str, Task],
+    algorithms: Mapping[str, Algorithm],
+    how_to_make: Callable[[str], str] | None = None,
+) -> Suite:
     """
     :param description: One line
     :param tasks: The tasks by name
     :param algorithms: The algorithms by name
+    :param how_to_make: Of a data set that is missing, what to tell; by default what ``load_demonstrations`` does
     :return: A suite of them
     """
     return Suite(
@@ -64,19 +70,24 @@ def finetuning_suite(description: str, tasks: Mapping[str, Task], algorithms: Ma
         lambda algo: algorithms[algo].module,
         run,
         curve,
-        partial(_check, tasks),
+        partial(_check, tasks, how_to_make),
         {name: (0.0, 1.0) for name in tasks},
         ("sb3_swfp.callbacks",),
         ("gymnasium-robotics", "minari"),
     )
 
 
-def _check(tasks: Mapping[str, Task], name: str) -> None:
+def _check(tasks: Mapping[str, Task], how_to_make: Callable[[str], str] | None, name: str) -> None:
     task = tasks[name]
     if task.prepare.startswith(f"{__name__}."):
         from sb3_swfp import load_demonstrations
 
-        load_demonstrations(task.dataset, task.n_demonstrations)
+        try:
+            load_demonstrations(task.dataset, task.n_demonstrations)
+        except FileNotFoundError as error:
+            if how_to_make is None:
+                raise
+            raise FileNotFoundError(how_to_make(task.dataset)) from error
 
 
 def main_algorithms(*names: str) -> dict[str, Algorithm]:
