@@ -1,5 +1,5 @@
 """
-The main job, a few minutes on two cores: FetchPickAndPlace from scripted demonstrations, cloned, then fine-tuned.
+The main job, some ten minutes on two cores: FetchPickAndPlace from scripted demonstrations, cloned, then fine-tuned.
 
 ``make demo``, or ``python examples/demo.py``. What it writes, and where, it says at the end.
 """

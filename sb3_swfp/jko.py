@@ -149,7 +149,7 @@ class JKOStep:
     ) -> StaleParticles:
         """
         Sweep the frozen cascade and pull the energy's gradient back through it: one vector-Jacobian sweep gives every
-        block's adjoint ``lambda_n`` (algorithm notes, section 4, "adjoint"), which is the drift. For the confined share
+        block's adjoint ``lambda_n`` (``docs/algorithm.md``, "Block updates"), which is the drift. For the confined share
         of it a Jacobian-vector sweep follows (``docs/algorithm.md``, "Confinement").
 
         :param features: The reference's state features, ``[B, features_dim]``
