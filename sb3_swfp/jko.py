@@ -149,8 +149,8 @@ class JKOStep:
     ) -> StaleParticles:
         """
         Sweep the frozen cascade and pull the energy's gradient back through it: one vector-Jacobian sweep gives every
-        block's adjoint ``lambda_n`` (``docs/algorithm.md``, "Block updates"), which is the drift. For the confined share
-        of it a Jacobian-vector sweep follows (``docs/algorithm.md``, "Confinement").
+        block's adjoint ``lambda_n``, which is the drift (``docs/algorithm.md``, "Block updates"). For the confined
+        share of it a Jacobian-vector sweep follows (there, "Confinement").
 
         :param features: The reference's state features, ``[B, features_dim]``
         :param q_function: ``Q(s, a)`` of the batch's states, ``[B, d] -> [B]``
