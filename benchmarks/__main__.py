@@ -4,7 +4,7 @@ Benchmarks of SWFP beside other algorithms.
     python -m benchmarks list
     python -m benchmarks run --suite scratch --seeds 0-2 --jobs 2
     python -m benchmarks report
-    python -m benchmarks demonstrations hand_dapg
+    python -m benchmarks demonstrations ../hand_dapg
 
 Each cell (task, algorithm, seed) runs in its own process with one thread. What has a result is not run again, so a
 stopped run goes on where it was; python -m benchmarks.speed measures speed and memory.
@@ -73,8 +73,9 @@ def _report(suites: list[str], root: Path, page: Path | None) -> None:
 
 def _make_demonstrations(checkout: Path) -> None:
     try:
-        print("\n".join(make_datasets(checkout)))
-    except (FileNotFoundError, ValueError, ImportError) as error:
+        for line in make_datasets(checkout):
+            print(line, flush=True)
+    except (OSError, ValueError, ImportError) as error:
         raise SystemExit(str(error)) from error
 
 
@@ -104,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=positive, default=2, help="processes side by side (default: 2)")
     run.add_argument("--steps", type=positive, help="environment steps of every cell, to try things out")
     made = commands.add_parser("demonstrations", help="make the Adroit data sets in Minari's store")
-    made.add_argument("checkout", type=Path, help="of github.com/aravindr93/hand_dapg")
+    made.add_argument("checkout", type=Path, help="folder of a checkout of github.com/aravindr93/hand_dapg")
     cell = commands.add_parser("cell")
     for name in ("suite", "task", "algo"):
         cell.add_argument(name)

@@ -5,8 +5,12 @@ Apache-2.0; Rajeswaran et al., RSS 2018, arXiv:1709.10087): human demonstrations
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+import os
 import pickle
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,35 +31,56 @@ class _Dataset(NamedTuple):
     """
     :param env: Environment id
     :param steps: Longest episode
-    :param file: Of the checkout, below ``dapg``
+    :param file: Path below the checkout's folder ``dapg``
+    :param sha256: Of that file
     :param noise: Standard deviation of the expert's action noise; ``None`` for human demonstrations
     """
 
     env: str
     steps: int
     file: str
+    sha256: str
     noise: float | None
 
 
-DATASETS = {
-    "adroit/door-human-v0": _Dataset("AdroitHandDoorSparse-v1", 300, "demonstrations/door-v0_demos.pickle", None),
-    "adroit/door-expert-v0": _Dataset("AdroitHandDoorSparse-v1", 200, "policies/door-v0.pickle", 0.06),
-    "adroit/pen-expert-v0": _Dataset("AdroitHandPenSparse-v1", 200, "policies/pen-v0.pickle", 0.3),
+DATASETS: dict[str, _Dataset] = {
+    "adroit/door-human-v0": _Dataset(
+        "AdroitHandDoorSparse-v1",
+        300,
+        "demonstrations/door-v0_demos.pickle",
+        "d6ec9a090261f901e5c9bf10082799e30c8d34c3f28aef4026e492a1aefc96c3",
+        None,
+    ),
+    "adroit/door-expert-v0": _Dataset(
+        "AdroitHandDoorSparse-v1",
+        200,
+        "policies/door-v0.pickle",
+        "288dd2131b905e40852d9eb032595bb9b3aa90b0502e9341e6b0e128b803478f",
+        0.06,
+    ),
+    "adroit/pen-expert-v0": _Dataset(
+        "AdroitHandPenSparse-v1",
+        200,
+        "policies/pen-v0.pickle",
+        "061dba4907a76b83139ae5a8d0809faa9774dd028d12ce869036b620bd728740",
+        0.3,
+    ),
 }
 
 
 def how_to_make(dataset_id: str) -> str:
     """
-    :param dataset_id: Minari id
-    :return: What to do about its absence
+    :param dataset_id: Minari id of a data set that is missing
+    :return: How to get it, one line
     """
     return (
-        f"no Minari data set {dataset_id!r}. Minari's server does not have it: make it by `git clone {_SOURCE}` and "
-        "`python -m benchmarks demonstrations hand_dapg`, or set MINARI_DATASETS_PATH to the folder that holds it"
+        f"no Minari data set {dataset_id!r}. Minari's server does not have it: make it by `git clone {_SOURCE} "
+        "../hand_dapg` and `python -m benchmarks demonstrations ../hand_dapg`, or set MINARI_DATASETS_PATH to the "
+        "folder that holds it"
     )
 
 
-def make_datasets(checkout: Path) -> list[str]:
+def make_datasets(checkout: Path) -> Iterator[str]:
     """
     Make those of ``DATASETS`` that Minari's store does not have, by replay and roll-outs in the simulator.
 
@@ -63,58 +88,106 @@ def make_datasets(checkout: Path) -> list[str]:
     sparse ones. With the versions of ``constraints.txt`` they come out equal to the data that the stored results were
     made with, to the last digit; another MuJoCo may part from it in the course of an episode.
 
-    :param checkout: Of hand_dapg
-    :return: What was done about each, a line
-    :raises FileNotFoundError: if a file of the checkout is missing
-    :raises ImportError: if Minari or gymnasium-robotics is
-    :raises ValueError: if a file holds something else than expected
+    :param checkout: Folder of a checkout of hand_dapg
+    :return: As each is done, a line that says what was done
+    :raises FileNotFoundError: if a file of the checkout is missing, before anything is made
+    :raises ImportError: if Minari or gymnasium-robotics is not installed
+    :raises ValueError: if a file is not the published one, or Minari's store has a data set that cannot be read
     """
     try:
         import gymnasium_robotics
-        import minari
         from minari.storage.datasets_root_dir import get_dataset_path
     except ImportError as error:
         raise ImportError(f'{error}; the Adroit data needs: pip install "sb3-swfp[all]"') from error
     gym.register_envs(gymnasium_robotics)
-    done = []
-    for dataset_id, dataset in DATASETS.items():
-        place = Path(get_dataset_path(dataset_id))
-        if (place / "data").exists():
-            done.append(f"{dataset_id}: is there already, {place}")
+    missing = {name: Path(get_dataset_path(name)) for name in DATASETS if not _is_there(name)}
+    sources = {name: _published(checkout, DATASETS[name]) for name in missing}
+    for name in DATASETS:
+        if name not in missing:
+            yield f"{name}: is there already"
             continue
-        env = gym.make(dataset.env, max_episode_steps=dataset.steps)
-        source = read_pickle(checkout / "dapg" / dataset.file)
-        episodes = _replay(env, source) if dataset.noise is None else _roll_out(env, expert(source), dataset.noise)
-        buffers = list(_with_progress(episodes, dataset_id))
-        solved = sum(max(buffer.rewards) > 0.0 for buffer in buffers)
-        outcome = f"{len(buffers)} episodes, {solved} of which reach success"
+        dataset, place = DATASETS[name], missing[name]
+        with contextlib.closing(gym.make(dataset.env, max_episode_steps=dataset.steps)) as env:
+            if dataset.noise is None:
+                episodes = _replay(env, sources[name])
+            else:
+                episodes = _roll_out(env, expert(sources[name]), dataset.noise, dataset.steps)
+            buffers = list(_with_progress(episodes, name))
+            outcome = f"{len(buffers)} episodes, {sum(max(buffer.rewards) > 0.0 for buffer in buffers)} reach success"
+            acts = "human demonstrations replayed" if dataset.noise is None else "DAPG expert with correlated noise"
+            _write(name, buffers, env, acts, f"{outcome}; sparse rewards", place)
+        yield f"{name}: {outcome}, {place}"
+
+
+def _is_there(name: str) -> bool:
+    from sb3_swfp import load_demonstrations
+
+    try:
+        load_demonstrations(name, _EPISODES)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it, and it is made anew") from error
+    return True
+
+
+def _published(checkout: Path, dataset: _Dataset) -> Any:
+    path = checkout / "dapg" / dataset.file
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: is that a checkout of {_SOURCE}?")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != dataset.sha256:
+        raise ValueError(f"{path} is not the file that {_SOURCE} has: its SHA-256 differs")
+    return read_pickle(path)
+
+
+def _write(name: str, buffers: list[Any], env: gym.Env, acts: str, description: str, place: Path) -> None:
+    """Write a data set beside Minari's store and move it there once it is whole."""
+    import minari
+
+    store = place.parents[1]
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store, prefix=".unfinished-") as folder, _minari_root(folder):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*author_email")  # the authors name none
             minari.create_dataset_from_buffers(
-                dataset_id,
+                name,
                 buffers,
                 env=env,
                 eval_env=env,
-                algorithm_name="human demonstrations replayed" if dataset.noise is None else "DAPG expert with noise",
-                author="hand_dapg",
+                algorithm_name=acts,
+                author="Rajeswaran et al.",
                 code_permalink=_SOURCE,
-                description=f"{outcome}; sparse rewards",
+                description=description,
             )
-        done.append(f"{dataset_id}: {outcome}, {place}")
-    return done
+        place.parent.mkdir(exist_ok=True)
+        for made in Path(folder, place.parent.name).iterdir():  # the data set, and what Minari notes of its namespace
+            if not (place.parent / made.name).exists():
+                made.rename(place.parent / made.name)
+
+
+@contextlib.contextmanager
+def _minari_root(folder: str) -> Iterator[None]:
+    name = "MINARI_DATASETS_PATH"
+    before = os.environ.get(name)
+    os.environ[name] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def read_pickle(path: Path) -> Any:
     """
-    Unpickle arrays and what holds them, and nothing that could run code.
+    Unpickle arrays and what holds them; no function of the file's choice is called. (NumPy trusts the bytes that it
+    makes arrays of, so the file should be a known one.)
 
     :param path: A file of hand_dapg
     :return: Its content; objects of mjrl and of old PyTorch modules come as bare holders of their attributes
-    :raises FileNotFoundError: if there is no such file
     :raises ValueError: if it is no pickle or asks for anything else
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: is that a checkout of {_SOURCE}?")
     try:
         with path.open("rb") as file:
             return _ArraysOnly(file).load()
@@ -198,10 +271,9 @@ def _open_loop(actions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda _: next(following)
 
 
-def _roll_out(env: gym.Env, policy: Callable[[np.ndarray], np.ndarray], deviation: float) -> Iterator[Any]:
-    assert isinstance(env.action_space, gym.spaces.Box) and env.spec is not None
-    steps, shape = env.spec.max_episode_steps, env.action_space.shape
-    assert steps is not None
+def _roll_out(env: gym.Env, policy: Callable[[np.ndarray], np.ndarray], deviation: float, steps: int) -> Iterator[Any]:
+    shape = env.action_space.shape
+    assert shape is not None
     random = np.random.default_rng(_NOISE_SEED)
     innovation = deviation * np.sqrt(1.0 - _CORRELATION**2)
     for seed in range(_EPISODES):
@@ -228,6 +300,7 @@ def _episode(env: gym.Env, number: int, first: np.ndarray, steps: int, act: Call
     last = np.arange(steps) == steps - 1
     return EpisodeBuffer(
         id=number,
+        seed=number,
         observations=np.array(observations),
         actions=np.array(actions),
         rewards=rewards,

@@ -42,9 +42,9 @@ SETTINGS: dict[str, Any] = {
     },
 }
 
-HOW_TO_MAKE = """
-Minari's server does not have it; from the repository's root:
-    git clone https://github.com/aravindr93/hand_dapg && python -m benchmarks demonstrations hand_dapg"""
+HOW_TO_MAKE = """Minari's server does not have it; to make it, from the repository's root:
+    git clone https://github.com/aravindr93/hand_dapg ../hand_dapg
+    python -m benchmarks demonstrations ../hand_dapg"""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def main() -> None:
     try:
         demonstrations = load_demonstrations(task.dataset, n_episodes=task.demonstrations)
     except (FileNotFoundError, ImportError, ValueError) as error:
-        made_here = isinstance(error, FileNotFoundError) and task.dataset.startswith("adroit/")
-        raise SystemExit(f"{type(error).__name__}: {error}{HOW_TO_MAKE if made_here else ''}") from error
+        if isinstance(error, FileNotFoundError) and task.dataset.startswith("adroit/"):
+            raise SystemExit(f"No Minari data set {task.dataset}. {HOW_TO_MAKE}") from error
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
     success = demonstrations.success_rate()
     teacher = "success not recorded" if success is None else f"success {success:.0%}"
     print(f"{len(demonstrations)} episodes of {task.dataset}, {demonstrations.n_transitions:,} steps, {teacher}")

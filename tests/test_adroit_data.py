@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import sys
@@ -75,43 +76,68 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pickle").write_text("not a pickle")
     with pytest.raises(ValueError, match="cannot read .*text.pickle"):
         read_pickle(tmp_path / "text.pickle")
-    with pytest.raises(FileNotFoundError, match="is that a checkout of https"):
-        read_pickle(tmp_path / "none.pickle")
     with pytest.raises(ValueError, match="not a policy of mjrl"):
         expert([1, 2])
 
 
-def test_made_data_are_read_and_not_made_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small checkout of hand_dapg, with two episodes of 5 steps to make, and an empty Minari store at ``root``."""
     pytest.importorskip("minari", reason="needs Minari")
     pytest.importorskip("gymnasium_robotics", reason="needs gymnasium-robotics")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "root"))
     monkeypatch.setattr(adroit_data, "_EPISODES", 2)
-    for name, dataset in DATASETS.items():
-        monkeypatch.setitem(adroit_data.DATASETS, name, dataset._replace(steps=5))
     state = gym.make("AdroitHandDoorSparse-v1").unwrapped.get_env_state()  # type: ignore[attr-defined]
     human = {"init_state_dict": state, "actions": np.full((4, 28), 2.0), "rewards": np.zeros(4)}
     _write(tmp_path / "dapg" / DATASETS["adroit/door-human-v0"].file, [human, human, human])
     write_policy(tmp_path / "dapg" / DATASETS["adroit/door-expert-v0"].file, (39, 8, 8, 28), monkeypatch)
     write_policy(tmp_path / "dapg" / DATASETS["adroit/pen-expert-v0"].file, (45, 8, 8, 24), monkeypatch)
-    main(["demonstrations", str(tmp_path)])
-    assert capsys.readouterr().out.count("2 episodes, 0 of which reach success") == 3
+    for name, dataset in DATASETS.items():
+        digest = hashlib.sha256((tmp_path / "dapg" / dataset.file).read_bytes()).hexdigest()
+        monkeypatch.setitem(adroit_data.DATASETS, name, dataset._replace(steps=5, sha256=digest))
+    return tmp_path
+
+
+def test_made_data_are_read_and_not_made_twice(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["demonstrations", str(checkout)])
+    assert capsys.readouterr().out.count("2 episodes, 0 reach success") == 3
     for name, steps in (("door-human", 4), ("door-expert", 5), ("pen-expert", 5)):
         demonstrations = load_demonstrations(f"adroit/{name}-v0")
         assert [len(episode.actions) for episode in demonstrations] == [steps, steps]
         assert all(episode.truncations[-1] and not episode.terminations.any() for episode in demonstrations)
         assert np.abs(demonstrations.actions()).max() <= 1.0
-    main(["demonstrations", str(tmp_path)])
+    main(["demonstrations", str(checkout)])
     assert capsys.readouterr().out.count("is there already") == 3
+    assert sorted(path.name for path in (checkout / "root").iterdir()) == ["adroit"]
 
 
-def test_missing_checkout_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("minari", reason="needs Minari")
-    pytest.importorskip("gymnasium_robotics", reason="needs gymnasium-robotics")
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    with pytest.raises(SystemExit, match="is that a checkout of"):
-        main(["demonstrations", str(tmp_path / "hand_dapg")])
+def test_other_checkouts_are_refused_before_anything_is_made(checkout: Path) -> None:
+    with pytest.raises(SystemExit, match="is that a checkout of https"):
+        main(["demonstrations", str(checkout / "elsewhere")])
+    with (checkout / "dapg" / DATASETS["adroit/pen-expert-v0"].file).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(SystemExit, match=r"pen-v0.pickle is not the file that https.*SHA-256"):
+        main(["demonstrations", str(checkout)])
+    assert not (checkout / "root" / "adroit").exists()
+
+
+def test_an_interrupted_run_leaves_nothing_half_made(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minari.dataset._storages.hdf5_storage.HDF5Storage.update_episodes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(["demonstrations", str(checkout)])
+    assert list((checkout / "root").iterdir()) == []
+    main(["demonstrations", str(checkout)])
+    assert len(load_demonstrations("adroit/pen-expert-v0")) == 2
+
+
+def test_damaged_data_sets_are_named(checkout: Path) -> None:
+    (checkout / "root" / "adroit" / "door-expert-v0" / "data").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"adroit/door-expert-v0.*delete it, and it is made anew"):
+        main(["demonstrations", str(checkout)])
 
 
 @pytest.mark.skipif(_HAND_DAPG is None, reason="needs a checkout of hand_dapg, named by SB3_SWFP_HAND_DAPG")
@@ -119,7 +145,7 @@ def test_the_same_data_come_out(shared_minari: Path, tmp_path: Path, monkeypatch
     stored = {name: load_demonstrations(name) for name in DATASETS}
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     assert _HAND_DAPG is not None
-    make_datasets(Path(_HAND_DAPG))
+    assert len(list(make_datasets(Path(_HAND_DAPG)))) == 3
     for name, before in stored.items():
         after = load_demonstrations(name)
         assert len(after) == len(before)
