@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
-import pickle
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +16,8 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+
+from benchmarks.dapg import expert, read_pickle
 
 _SOURCE = "https://github.com/aravindr93/hand_dapg"
 _EPISODES = 25
@@ -92,11 +92,13 @@ def make_datasets(checkout: Path) -> Iterator[str]:
     :return: As each is done, a line that says what was done
     :raises FileNotFoundError: if a file of the checkout is missing, before anything is made
     :raises ImportError: if Minari or gymnasium-robotics is not installed
+    :raises OSError: if a data set cannot be written, or something else stands in its place
     :raises ValueError: if a file is not the published one, or Minari's store has a data set that cannot be read
     """
     try:
         import gymnasium_robotics
         from minari.storage.datasets_root_dir import get_dataset_path
+        from tqdm.auto import tqdm
     except ImportError as error:
         raise ImportError(f'{error}; the Adroit data needs: pip install "sb3-swfp[all]"') from error
     gym.register_envs(gymnasium_robotics)
@@ -112,7 +114,7 @@ def make_datasets(checkout: Path) -> Iterator[str]:
                 episodes = _replay(env, sources[name])
             else:
                 episodes = _roll_out(env, expert(sources[name]), dataset.noise, dataset.steps)
-            buffers = list(_with_progress(episodes, name))
+            buffers = list(tqdm(episodes, total=_EPISODES, desc=name, unit="episode"))
             outcome = f"{len(buffers)} episodes, {sum(max(buffer.rewards) > 0.0 for buffer in buffers)} reach success"
             acts = "human demonstrations replayed" if dataset.noise is None else "DAPG expert with correlated noise"
             _write(name, buffers, env, acts, f"{outcome}; sparse rewards", place)
@@ -159,10 +161,11 @@ def _write(name: str, buffers: list[Any], env: gym.Env, acts: str, description: 
                 code_permalink=_SOURCE,
                 description=description,
             )
-        place.parent.mkdir(exist_ok=True)
-        for made in Path(folder, place.parent.name).iterdir():  # the data set, and what Minari notes of its namespace
-            if not (place.parent / made.name).exists():
-                made.rename(place.parent / made.name)
+        made = Path(folder, name)
+        if place.parent.exists():
+            made.rename(place)
+        else:
+            made.parent.rename(place.parent)  # with what Minari notes of a new namespace
 
 
 @contextlib.contextmanager
@@ -177,84 +180,6 @@ def _minari_root(folder: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def read_pickle(path: Path) -> Any:
-    """
-    Unpickle arrays and what holds them; no function of the file's choice is called. (NumPy trusts the bytes that it
-    makes arrays of, so the file should be a known one.)
-
-    :param path: A file of hand_dapg
-    :return: Its content; objects of mjrl and of old PyTorch modules come as bare holders of their attributes
-    :raises ValueError: if it is no pickle or asks for anything else
-    """
-    try:
-        with path.open("rb") as file:
-            return _ArraysOnly(file).load()
-    except Exception as error:  # damaged pickles raise whatever their bytes lead to
-        raise ValueError(f"cannot read {path}: {error}") from error
-
-
-def expert(policy: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """
-    The mean of a policy of mjrl: two layers of tanh between shifted and scaled observations and actions.
-
-    :param policy: As ``read_pickle`` gives it
-    :return: Observation ``[obs_dim]`` to action ``[action_dim]``, not clipped, in double precision
-    :raises ValueError: if it is another kind of policy
-    """
-    try:
-        first, first_bias, second, second_bias, last, last_bias = (
-            parameter.detach().double().numpy() for parameter in policy.trainable_params[:6]
-        )
-        names = ("in_shift", "in_scale", "out_shift", "out_scale")
-        in_shift, in_scale, out_shift, out_scale = (getattr(policy.model, name).double().numpy() for name in names)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"not a policy of mjrl with two hidden layers: {error}") from error
-
-    def act(observation: np.ndarray) -> np.ndarray:
-        hidden = np.tanh((observation - in_shift) / (in_scale + 1e-8) @ first.T + first_bias)
-        hidden = np.tanh(hidden @ second.T + second_bias)
-        return (hidden @ last.T + last_bias) * out_scale + out_shift
-
-    return act
-
-
-class _Holder:
-    """In place of a class that is not needed: takes any arguments and keeps the attributes."""
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Knows arrays and tensors; takes ``_Holder`` for modules of networks, and refuses all else."""
-
-    _ALLOWED = {
-        "collections": ("OrderedDict",),
-        "numpy": ("ndarray", "dtype"),
-        "numpy.core.multiarray": ("_reconstruct", "scalar"),
-        "torch._utils": ("_rebuild_tensor_v2", "_rebuild_parameter"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in self._ALLOWED.get(module, ()):
-            return super().find_class(module, name)
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage
-        # The non-linearity is stored as getattr(torch._C._VariableFunctions, "tanh")
-        if module.startswith(("mjrl.", "torch.nn.")) or (module, name) in (
-            ("builtins", "getattr"),
-            ("torch._C", "_VariableFunctions"),
-        ):
-            return _Holder
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
-
-
-def _load_storage(data: bytes) -> Any:
-    import torch as th
-
-    return th.load(io.BytesIO(data), weights_only=True)
 
 
 def _replay(env: gym.Env, demonstrations: list[dict[str, Any]]) -> Iterator[Any]:
@@ -307,9 +232,3 @@ def _episode(env: gym.Env, number: int, first: np.ndarray, steps: int, act: Call
         terminations=[False] * steps,
         truncations=last.tolist(),
     )
-
-
-def _with_progress(episodes: Iterator[Any], name: str) -> Iterator[Any]:
-    from tqdm.auto import tqdm
-
-    yield from tqdm(episodes, total=_EPISODES, desc=name, unit="episode")

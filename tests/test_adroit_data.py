@@ -17,7 +17,8 @@ import torch as th
 
 from benchmarks import adroit_data
 from benchmarks.__main__ import main
-from benchmarks.adroit_data import DATASETS, expert, make_datasets, read_pickle
+from benchmarks.adroit_data import DATASETS, make_datasets
+from benchmarks.dapg import expert, read_pickle
 from sb3_swfp import load_demonstrations
 
 _HAND_DAPG = os.environ.get("SB3_SWFP_HAND_DAPG")
@@ -138,6 +139,18 @@ def test_damaged_data_sets_are_named(checkout: Path) -> None:
     (checkout / "root" / "adroit" / "door-expert-v0" / "data").mkdir(parents=True)
     with pytest.raises(SystemExit, match=r"adroit/door-expert-v0.*delete it, and it is made anew"):
         main(["demonstrations", str(checkout)])
+
+
+def test_what_stands_in_the_way_is_not_overwritten(checkout: Path) -> None:
+    other = checkout / "root" / "adroit" / "door-human-v0" / "mine.txt"
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    with pytest.raises(SystemExit, match="door-human-v0"):
+        main(["demonstrations", str(checkout)])
+    assert other.read_text() == "mine" and [path.name for path in (checkout / "root").iterdir()] == ["adroit"]
+    other.unlink()  # an empty folder is not in the way
+    main(["demonstrations", str(checkout)])
+    assert len(load_demonstrations("adroit/door-human-v0")) == 2
 
 
 @pytest.mark.skipif(_HAND_DAPG is None, reason="needs a checkout of hand_dapg, named by SB3_SWFP_HAND_DAPG")
