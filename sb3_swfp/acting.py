@@ -205,11 +205,11 @@ class NumpyActing:
 
     def _share_memory(self, cascade: FlowCascade, critic: EnsembleQNetwork) -> None:
         self._action_dim, self._n_blocks = cascade.action_dim, cascade.n_blocks
-        self._euler_steps = cascade.euler_steps
-        self._starts, self._lengths = cascade.starts.numpy(), cascade.lengths.numpy()
+        self._euler_steps, self._step = cascade.euler_steps, np.float32(cascade.step)
         self._state_weight = cascade.state_weight.detach().numpy().T
         self._state_bias = cascade.state_bias.detach().numpy()
         self._time_weight = cascade.time_weight.detach().numpy()
+        self._starts = (np.arange(self._n_blocks, dtype=np.float32) / self._n_blocks).reshape(-1, 1, 1)
         weights, biases = ([p.detach().numpy() for p in group] for group in (cascade.weights, cascade.biases))
         self._first_weights = list(weights[0])
         others = list(zip(weights[1:], biases, strict=True))
@@ -227,10 +227,9 @@ class NumpyActing:
         projected = np.dot(state, self._state_weight)
         projected += self._state_bias
         blocks = projected.reshape(n, self._n_blocks, 1, -1) + self._starts * self._time_weight
-        steps = self._lengths / np.float32(self._euler_steps)
         for block, (first_weight, layers) in enumerate(zip(self._first_weights, self._layers, strict=True)):
             for k in range(self._euler_steps):
-                bias = blocks[:, block] if k == 0 else blocks[:, block] + k * steps[block] * self._time_weight[block]
+                bias = blocks[:, block] if k == 0 else blocks[:, block] + k * self._step * self._time_weight[block]
                 hidden = np.dot(x, first_weight)
                 by_state = hidden.reshape(n, m, -1)
                 by_state += bias
@@ -240,7 +239,7 @@ class NumpyActing:
                     np.expm1(negative, out=negative)
                     hidden = np.dot(np.maximum(hidden, negative, out=negative), weight)
                     hidden += layer_bias
-                hidden *= steps[block]
+                hidden *= self._step
                 x = x + hidden
         return x
 

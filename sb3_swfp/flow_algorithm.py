@@ -29,7 +29,6 @@ from sb3_swfp.pretraining import (
     return_scale,
 )
 from sb3_swfp.ripeness import CriticRipeness
-from sb3_swfp.transport import LEAST_MOVEMENT
 from sb3_swfp.trial import CriticTrial
 
 #: Initial temperature after pretraining with ``ent_coef="auto"``, relative to the size of the returns
@@ -37,6 +36,8 @@ _INITIAL_TEMPERATURE = 1e-3
 #: Polyak coefficient of a clone's averaged actor, relative to ``tau``. From scratch a slow average costs too much: on
 #: Pendulum 10,000 steps then end near -200 instead of -170 (docs/experiments-scratch.md)
 _CLONE_TAU_RATIO = 0.4
+#: Least share of its first movement per epoch that a flow aims at whose movement falls
+_LEAST_MOVEMENT = 0.1
 #: Candidates whose values are taken at a time on the CPU: beyond, the hidden layers are fresh memory from the system in
 #: every call, which costs up to half as much as the products (2,048 candidates, 5 critics: 36 ms at once, 25 in parts)
 _PARTICLES_AT_A_TIME = 512
@@ -194,12 +195,12 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
 
     @property
     def _movement_left(self) -> float:
-        """Share of its first movement per epoch that the flow aims at now, in (0, 1]: all, unless a subclass says."""
-        return 1.0
+        """Share of its first movement per epoch that the flow aims at now, in (0, 1]."""
+        return self._falling_movement if self.is_pretrained else 1.0
 
     @property
     def _falling_movement(self) -> float:
-        return max(self._current_progress_remaining, LEAST_MOVEMENT)
+        return max(self._current_progress_remaining, _LEAST_MOVEMENT)
 
     def _actor_learning_rate(self) -> float:
         # Adam's jitter is as large as the rate, and soon all that moves a flow whose target alone falls: on Fetch the

@@ -1,9 +1,8 @@
 """
 The flow policy's body: N small flow blocks with stacked weights.
 
-Block n is a velocity field on ``[t_{n-1}, t_n]`` (:func:`block_times`), integrated by K Euler steps of
-``h_n = (t_n - t_{n-1}) / K``. All blocks have one shape, so their weights are stacked (``[N, in, out]``) and the whole
-cascade is evaluated either
+Block n is a velocity field on ``[t_{n-1}, t_n]``, ``t_n = n / N``, integrated by K Euler steps of ``h = 1 / (N K)``.
+All blocks have one shape, so their weights are stacked (``[N, in, out]``) and the whole cascade is evaluated either
 
 - *in order* (:meth:`FlowCascade.integrate`), noise to action, or
 - *at once* (:meth:`FlowCascade.apply_blocks`), every block on an input of its own, in one batched product per layer.
@@ -12,7 +11,7 @@ cascade is evaluated either
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as th
 from torch import nn
@@ -28,23 +27,6 @@ _MIN_DET = 0.05
 #: finite entropy, so it must begin beyond any policy that is wanted (one step alone, with a line from 0.05 on, did
 #: collapse on a mode of standard deviation 0.15 in two dimensions). Both are of an area: a volume has its power
 _MIN_DET_ALL_STEPS = 1e-3
-#: Exponent by which blocks get shorter towards the action, see :func:`block_times`
-_TIME_POWER = 2
-
-
-def block_times(n_blocks: int) -> th.Tensor:
-    """
-    Where the blocks begin and end: ``t_n = 1 - (1 - n / N)^2``, short ones last.
-
-    An Euler step to the end of time takes every particle to the mean of the actions that could have led to where it is,
-    and a cascade of five equal steps so takes most of a narrow Gaussian's deviation away: 56 % of 0.13, 88 % of 0.03.
-    These blocks shrink a point mass about alike, and leave 52 to 74 % of any deviation from 0.03 to 0.5. As a clone of
-    few human demonstrations they succeed where equal ones do not (``docs/experiments-clones.md``).
-
-    :param n_blocks: Number of blocks ``N``
-    :return: ``t_0, ..., t_N``, from 0 to 1
-    """
-    return 1.0 - (1.0 - th.arange(n_blocks + 1) / n_blocks) ** _TIME_POWER
 
 
 class Sweep(NamedTuple):
@@ -59,7 +41,7 @@ class Sweep(NamedTuple):
 
 class FlowCascade(nn.Module):
     """
-    N flow blocks, ``T_n(x; s) = x + h_n * sum_k v_n(x_k, t_k, s)``, stacked.
+    N flow blocks, ``T_n(x; s) = x + h * sum_k v_n(x_k, t_k, s)``, stacked.
 
     :param features_dim: Dimension of the state features ``s``
     :param action_dim: Dimension ``d`` of the particles
@@ -68,9 +50,6 @@ class FlowCascade(nn.Module):
     :param euler_steps: Euler steps ``K`` in each block
     :raises ValueError: if ``n_blocks``, ``euler_steps`` or a width is not positive, or there is no hidden layer
     """
-
-    starts: th.Tensor
-    lengths: th.Tensor
 
     def __init__(
         self,
@@ -89,11 +68,8 @@ class FlowCascade(nn.Module):
             raise ValueError(f"block_net_arch needs at least one hidden layer of positive width, got {widths}")
         self.features_dim, self.action_dim = features_dim, action_dim
         self.n_blocks, self.euler_steps, self.widths = n_blocks, euler_steps, widths
-        self.min_det = min(_MIN_DET, _MIN_DET_ALL_STEPS ** (1.0 / (n_blocks * euler_steps))) ** max(action_dim / 2, 1.0)
-        # Start and length of every block, [N, 1, 1]: in files, whose weights are of no use without
-        times = block_times(n_blocks).view(-1, 1, 1)
-        self.register_buffer("starts", times[:-1].clone())
-        self.register_buffer("lengths", times.diff(dim=0))
+        self.step = 1.0 / (n_blocks * euler_steps)
+        self.min_det = min(_MIN_DET, _MIN_DET_ALL_STEPS**self.step) ** max(action_dim / 2, 1.0)
         # The state enters the first layer of every block: one plain product serves all blocks and all Euler steps
         self.state_weight = nn.Parameter(th.empty(n_blocks * widths[0], features_dim))
         self.state_bias = nn.Parameter(th.zeros(n_blocks * widths[0]))
@@ -113,12 +89,6 @@ class FlowCascade(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
             nn.init.zeros_(bias)
         nn.init.zeros_(self.weights[-1])
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if f"{prefix}starts" not in state_dict:  # a file of before blocks had lengths of their own
-            equal = th.full_like(self.starts, 1.0 / self.n_blocks)
-            state_dict |= {f"{prefix}starts": equal.cumsum(dim=0) - equal, f"{prefix}lengths": equal}
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def block_views(self, n: int) -> list[nn.Parameter]:
         """
@@ -225,7 +195,7 @@ class FlowCascade(nn.Module):
 
     def estimated_log_det(self, probes: th.Tensor, moved: th.Tensor) -> th.Tensor:
         """
-        Estimate of ``log det(I + h J)`` of one Euler step from ``h J e`` along one random sign vector ``e``.
+        Estimate of ``log det(I + h J)`` of one Euler step from ``J e`` along one random sign vector ``e``.
 
         It is ``d (log(1 + m) - v / (2 (1 + m)^2))`` with ``m = h e'Je / d`` and ``v = ||h Je||^2 / d - m^2``, the mean
         and variance of the spectrum of ``h J`` as the probe sees it. For a symmetric J this is the logarithm's series
@@ -234,38 +204,19 @@ class FlowCascade(nn.Module):
         (``docs/experiments.md``).
 
         :param probes: Sign vectors, ``[..., d]``
-        :param moved: ``h J e``, ``[..., d]``
+        :param moved: ``J e``, ``[..., d]``
         :return: ``[...]``
         """
-        mean = (probes * moved).mean(dim=-1)
-        variance = moved.square().mean(dim=-1) - mean.square()
+        mean = self.step * (probes * moved).mean(dim=-1)
+        variance = self.step**2 * moved.square().mean(dim=-1) - mean.square()
         # No step shrinks all directions to this, so the line serves no more than to keep numbers finite
         safe = (1.0 + mean).clamp_min(_MIN_DET)
         logarithm = safe.log() + (1.0 + mean - _MIN_DET).clamp_max(0.0) / _MIN_DET
         return self.action_dim * (logarithm - 0.5 * variance / safe.square())
 
-    def step(self, n: int | slice) -> th.Tensor:
-        """
-        Length of an Euler step, ``h_n = (t_n - t_{n-1}) / K``.
-
-        :param n: Block index, or a slice of blocks
-        :return: ``[1, 1]``, or ``[N, 1, 1]`` for a slice
-        """
-        return self.lengths[n] / self.euler_steps
-
-    def time(self, n: int | slice, k: int) -> th.Tensor:
-        """
-        When an Euler step begins.
-
-        :param n: Block index, or a slice of blocks
-        :param k: Which of the block's steps, from 0
-        :return: ``[1, 1]``, or ``[N, 1, 1]`` for a slice
-        """
-        return self.starts[n] + k * self.step(n)
-
-    def _euler(self, n: int | slice, state: th.Tensor, x: th.Tensor) -> th.Tensor:
+    def _euler(self, n: int | slice, state: th.Tensor, x: th.Tensor, t_start: th.Tensor | float) -> th.Tensor:
         for k in range(self.euler_steps):
-            x = th.addcmul(x, self.velocity(n, state, x, self.time(n, k))[0], self.step(n))
+            x = th.add(x, self.velocity(n, state, x, t_start + k * self.step)[0], alpha=self.step)
         return x
 
     def integrate(self, features: th.Tensor, x_0: th.Tensor, log_det: bool = False) -> Sweep:
@@ -285,34 +236,32 @@ class FlowCascade(nn.Module):
             state = state.repeat_interleave(len(x_0) // len(features), dim=1)
         particles = [x_0]
         for n in range(self.n_blocks):
-            particles.append(self._euler(n, state[n], particles[-1]))
+            particles.append(self._euler(n, state[n], particles[-1], n / self.n_blocks))
         if not log_det:
             return Sweep(particles, None)
         inputs = th.stack(particles[:-1])
         if self.action_dim <= EXACT_LOG_DET_MAX_DIM:
-            return Sweep(particles, self._euler_with_log_dets(slice(None), state, inputs)[1])
+            return Sweep(particles, self._euler_with_log_dets(slice(None), state, inputs, self.block_starts(inputs))[1])
         return Sweep(particles, self._estimated_log_dets(state, inputs))
 
     def _euler_with_log_dets(
-        self, blocks: slice, state: th.Tensor, x: th.Tensor, every: int = 1
+        self, blocks: slice, state: th.Tensor, x: th.Tensor, t_start: th.Tensor, every: int = 1
     ) -> tuple[th.Tensor, th.Tensor]:
-        step = self.step(blocks)
         identity, total = th.eye(self.action_dim, dtype=x.dtype, device=x.device), x.new_zeros(())
         for k in range(self.euler_steps):
-            velocity, jacobian = self.velocity_and_jacobian(blocks, state, x, self.time(blocks, k), every)
-            total = total + self.log_of_determinant(identity + step.unsqueeze(-1) * jacobian)
-            x = th.addcmul(x, velocity, step)
+            velocity, jacobian = self.velocity_and_jacobian(blocks, state, x, t_start + k * self.step, every)
+            total = total + self.log_of_determinant(identity + self.step * jacobian)
+            x = th.add(x, velocity, alpha=self.step)
         return x, total
 
     def _estimated_log_dets(self, state: th.Tensor, x: th.Tensor) -> th.Tensor:
         probes = self.probes(x)
-        blocks, total = slice(None), x.new_zeros(())
-        step = self.step(blocks)
+        start, total = self.block_starts(x), x.new_zeros(())
         for k in range(self.euler_steps):
-            velocity, moved = self.velocity(blocks, state, x, self.time(blocks, k), probes)
+            velocity, moved = self.velocity(slice(None), state, x, start + k * self.step, probes)
             assert moved is not None
-            total = total + self.estimated_log_det(probes, step * moved)
-            x = th.addcmul(x, velocity, step)
+            total = total + self.estimated_log_det(probes, moved)
+            x = th.add(x, velocity, alpha=self.step)
         return total
 
     def apply_blocks(self, features: th.Tensor, x: th.Tensor) -> th.Tensor:
@@ -323,7 +272,7 @@ class FlowCascade(nn.Module):
         :param x: Input of each block, ``[N, B, d]``
         :return: Outputs ``[N, B, d]``
         """
-        return self._euler(slice(None), self.project(features), x)
+        return self._euler(slice(None), self.project(features), x, self.block_starts(x))
 
     def apply_block(self, n: int, features: th.Tensor, x: th.Tensor) -> th.Tensor:
         """
@@ -334,7 +283,7 @@ class FlowCascade(nn.Module):
         :param x: Input, ``[B, d]``
         :return: Output ``[B, d]``
         """
-        return self._euler(n, self._project_block(n, features), x)
+        return self._euler(n, self._project_block(n, features), x, n / self.n_blocks)
 
     def apply_blocks_with_log_dets(
         self, features: th.Tensor, x: th.Tensor, every: int = 1
@@ -347,7 +296,7 @@ class FlowCascade(nn.Module):
         :param every: Take the determinants of every so many-th particle, each costs ``d`` vector products
         :return: Outputs ``[N, B, d]`` and log-determinants ``[N, ceil(B / every)]``
         """
-        return self._euler_with_log_dets(slice(None), self.project(features), x, every)
+        return self._euler_with_log_dets(slice(None), self.project(features), x, self.block_starts(x), every)
 
     def apply_block_with_log_det(
         self, n: int, features: th.Tensor, x: th.Tensor, every: int = 1
@@ -361,12 +310,16 @@ class FlowCascade(nn.Module):
         :param every: Take the determinants of every so many-th particle
         :return: Output ``[B, d]`` and log-determinants ``[ceil(B / every)]``
         """
-        state = self._project_block(n, features)
-        output, log_det = self._euler_with_log_dets(slice(n, n + 1), state[None], x[None], every)
+        state, start = self._project_block(n, features), self.block_starts(x)[n : n + 1]
+        output, log_det = self._euler_with_log_dets(slice(n, n + 1), state[None], x[None], start, every)
         return output[0], log_det[0]
 
     def _project_block(self, n: int, features: th.Tensor) -> th.Tensor:
         return F.linear(features, self.block_slice(self.state_weight, n), self.block_slice(self.state_bias, n))
+
+    def block_starts(self, like: th.Tensor) -> th.Tensor:
+        """Start time ``t_{n-1}`` of every block, ``[N, 1, 1]``, on the device of ``like``."""
+        return th.arange(self.n_blocks, dtype=like.dtype, device=like.device).view(-1, 1, 1) / self.n_blocks
 
 
 def _elu_slope(moved: th.Tensor, activated: th.Tensor) -> th.Tensor:

@@ -66,7 +66,7 @@ def flow_matching_loss(
     cascade = actor.cascade
     shape = (cascade.n_blocks, len(actions), 1)
     x_0 = th.randn(shape[0], *actions.shape, generator=generator, device=actions.device)
-    t = cascade.starts + cascade.lengths * th.rand(shape, generator=generator, device=actions.device)
+    t = cascade.block_starts(actions) + th.rand(shape, generator=generator, device=actions.device) / cascade.n_blocks
     x_t, target = interpolate(x_0, unbound_action(actions), t)
     velocity, _ = cascade.velocity(slice(None), cascade.project(features), x_t, t)
     return (velocity - target).square().mean()

@@ -221,11 +221,6 @@ def triangle_bound(deltas: th.Tensor, lipschitz: th.Tensor) -> th.Tensor:
     return (tail * deltas).sum()
 
 
-#: Least share of its first movement that a falling target aims at: below, the optimiser's own jitter moves the policy,
-#: and eta would run down to its bound
-LEAST_MOVEMENT = 0.1
-
-
 class JKOStepSize:
     """
     The JKO step size ``eta``: a constant, or a controller that holds a target movement per JKO epoch.
@@ -276,7 +271,8 @@ class JKOStepSize:
         """
         if self.target is None or not math.isfinite(moved):
             return
-        share = max(self.progress_remaining, LEAST_MOVEMENT) if self.decays else 1.0
+        # Below a tenth the optimiser's own jitter moves the policy, and eta would run down to its bound
+        share = max(self.progress_remaining, 0.1) if self.decays else 1.0
         ratio = share * self.target / max(moved, 1e-12)
         factor = min(max(ratio, 1.0 / self.MAX_CHANGE), self.MAX_CHANGE)
         self.value = min(max(self.value * factor, self.BOUNDS[0]), self.BOUNDS[1])

@@ -10,7 +10,7 @@ import pytest
 import torch as th
 
 from sb3_swfp.bounds import bound_action
-from sb3_swfp.flows import EXACT_LOG_DET_MAX_DIM, FlowCascade, block_times
+from sb3_swfp.flows import EXACT_LOG_DET_MAX_DIM, FlowCascade
 from sb3_swfp.policies import cascade_log_prob
 
 
@@ -87,8 +87,8 @@ def test_euler_steps_advance_time_within_the_block() -> None:
     features, x = th.randn(4, 3), th.randn(4, 2)
     expected = x
     for k in range(3):
-        velocity, _ = cascade.velocity(1, cascade.project(features)[1], expected, 0.75 + k / 12)
-        expected = expected + velocity / 12
+        velocity, _ = cascade.velocity(1, cascade.project(features)[1], expected, 0.5 + k / 6)
+        expected = expected + velocity / 6
     th.testing.assert_close(cascade.apply_block(1, features, x), expected)
 
 
@@ -174,41 +174,6 @@ def test_estimate_of_a_flow_is_close_to_the_exact_determinant_for_small_steps(mo
     assert errors[1] < 0.2 * errors[0] and errors[1] < 0.02
 
 
-@pytest.mark.parametrize("n_blocks", [1, 2, 5, 10])
-def test_blocks_fill_the_time_and_get_shorter(n_blocks: int) -> None:
-    times = block_times(n_blocks)
-    assert times[0] == 0.0 and times[-1] == 1.0 and (times.diff() > 0.0).all()
-    assert (times.diff().diff() < 0.0).all()
-    cascade = FlowCascade(3, 2, n_blocks, euler_steps=2)
-    th.testing.assert_close(cascade.time(slice(None), 2).flatten(), times[1:])
-
-
-@pytest.mark.parametrize("spread", [0.03, 0.1, 0.2, 0.5])
-def test_narrow_actions_keep_most_of_their_spread(spread: float) -> None:
-    """
-    Noise to N(0, spread^2) has the velocity ``(t spread^2 - (1 - t)) / ((1 - t)^2 + t^2 spread^2) x`` at time t, so
-    what Euler steps make of the deviation is a product.
-    """
-
-    def left(times: th.Tensor) -> float:
-        slope = (times * spread**2 - (1.0 - times)) / ((1.0 - times).square() + times.square() * spread**2)
-        return ((1.0 + times.diff() * slope[:-1]).prod() / spread).item()
-
-    assert 0.5 < left(block_times(5)) < 0.8
-    # Equal steps would not
-    assert left(th.linspace(0.0, 1.0, 6)) < {0.03: 0.15, 0.1: 0.4, 0.2: 0.6, 0.5: 0.75}[spread]
-    assert left(block_times(1000)) == pytest.approx(1.0, abs=0.02)
-
-
-def test_a_file_of_before_blocks_had_lengths_has_equal_ones() -> None:
-    cascade = FlowCascade(3, 2, 4, euler_steps=2)
-    old = {key: value for key, value in cascade.state_dict().items() if key not in ("starts", "lengths")}
-    th.nn.ModuleDict({"cascade": cascade}).load_state_dict({f"cascade.{key}": value for key, value in old.items()})
-    th.testing.assert_close(cascade.starts.flatten(), th.tensor([0.0, 0.25, 0.5, 0.75]))
-    th.testing.assert_close(cascade.step(slice(None)).flatten(), th.full((4,), 0.125))
-    assert len(old) + 2 == len(cascade.state_dict())
-
-
 def test_probes_are_signs() -> None:
     probes = random_cascade(4).probes(th.empty(3, 1000, 4))
     assert probes.shape == (3, 1000, 4) and th.equal(probes.abs(), th.ones_like(probes))
@@ -217,15 +182,14 @@ def test_probes_are_signs() -> None:
 
 def test_folding_step_keeps_a_slope_that_unfolds_it() -> None:
     cascade = FlowCascade(3, 1, 5)
-    step = cascade.step(0).item()
     assert cascade.min_det == 0.05
     # Determinants -0.5, 0, 0.04 on the line; 0.06, 1 and 2 on the logarithm
-    derivative = (th.tensor([-1.5, -1.0, -0.96, -0.94, 0.0, 1.0]) / step).requires_grad_()
-    log_det = cascade.log_of_determinant((1.0 + step * derivative).view(6, 1, 1))
+    derivative = th.tensor([-7.5, -5.0, -4.8, -4.7, 0.0, 5.0], requires_grad=True)
+    log_det = cascade.log_of_determinant((1.0 + cascade.step * derivative).view(6, 1, 1))
     assert log_det.isfinite().all() and (log_det.detach().diff() > 0.0).all()
-    th.testing.assert_close(log_det[3:], (1.0 + step * derivative[3:]).log())
+    th.testing.assert_close(log_det[3:], (1.0 + cascade.step * derivative[3:]).log())
     (slope,) = th.autograd.grad(log_det.sum(), derivative)
-    th.testing.assert_close(slope[:3], th.full((3,), step / 0.05))
+    th.testing.assert_close(slope[:3], th.full((3,), cascade.step / 0.05))
 
 
 def test_one_step_alone_may_contract_further() -> None:

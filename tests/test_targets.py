@@ -127,14 +127,14 @@ def test_picks_have_the_entropy_of_the_density_that_they_have(monkeypatch: pytes
     # One block after the other takes x to spread * x, in actions far from the bounds
     rate = spread ** (1.0 / cascade.n_blocks)
     monkeypatch.setattr(
-        cascade, "velocity", lambda n, state, x, t, tangents=None: ((rate - 1.0) / cascade.step(n) * x, None)
+        cascade, "velocity", lambda n, state, x, t, tangents=None: ((rate - 1.0) / cascade.step * x, None)
     )
     monkeypatch.setattr(
         cascade,
         "velocity_and_jacobian",
         lambda blocks, state, x, t, every=1: (
-            (rate - 1.0) / cascade.step(blocks) * x,
-            ((rate - 1.0) / cascade.step(blocks) * th.ones_like(x[:, ::every])).unsqueeze(-1),
+            (rate - 1.0) / cascade.step * x,
+            (rate - 1.0) / cascade.step * th.eye(1).expand(*x[:, ::every].shape, 1),
         ),
     )
     monkeypatch.setattr(

@@ -53,9 +53,9 @@ def sample_chains(cascade: FlowCascade, features: th.Tensor, x_0: th.Tensor, std
     chain = [x_0]
     for n in range(cascade.n_blocks):
         for k in range(cascade.euler_steps):
-            velocity, _ = cascade.velocity(n, state[n], x, cascade.time(n, k))
+            velocity, _ = cascade.velocity(n, state[n], x, n / cascade.n_blocks + k * cascade.step)
             noise = th.randn_like(x).clamp_(-NOISE_CLIP, NOISE_CLIP)
-            x = x + cascade.step(n) * velocity + std * noise
+            x = x + cascade.step * velocity + std * noise
             chain.append(x)
     return th.stack(chain, dim=1)
 
@@ -72,10 +72,11 @@ def transition_means(cascade: FlowCascade, features: th.Tensor, chains: th.Tenso
     state = cascade.project(features)
     # [N, B, Euler steps, d]: block n starts from the chain's entries n * euler_steps, ...
     inputs = chains[:, :-1].unflatten(1, (cascade.n_blocks, cascade.euler_steps)).transpose(0, 1)
-    blocks, means = slice(None), []
+    starts = cascade.block_starts(chains)
+    means = []
     for k in range(cascade.euler_steps):
-        velocity, _ = cascade.velocity(blocks, state, inputs[:, :, k], cascade.time(blocks, k))
-        means.append(inputs[:, :, k] + cascade.step(blocks) * velocity)
+        velocity, _ = cascade.velocity(slice(None), state, inputs[:, :, k], starts + k * cascade.step)
+        means.append(inputs[:, :, k] + cascade.step * velocity)
     return th.stack(means, dim=2).transpose(0, 1).flatten(1, 2)
 
 

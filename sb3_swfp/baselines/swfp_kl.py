@@ -104,8 +104,8 @@ def reweighting_loss(
     """
     cascade, (n, m, d), particles = actor.cascade, actions.shape, unbound_action(actions)
     shape = (cascade.n_blocks, n, m, 1)
-    start, length = cascade.starts.unsqueeze(-1), cascade.lengths.unsqueeze(-1)
-    t = start + length * th.rand(shape, device=actions.device)
+    start = cascade.block_starts(actions).view(-1, 1, 1, 1)
+    t = start + th.rand(shape, device=actions.device) / cascade.n_blocks
     x_t, _ = interpolate(th.randn(*shape[:3], d, device=actions.device), particles, t)
     velocities = []
     for each in (actor, reference):

@@ -145,9 +145,8 @@ def _open_minari(dataset_id: str) -> Any:
     folder = Path(get_dataset_path(dataset_id))
     if not (folder / "data").exists():
         raise FileNotFoundError(
-            f"no Minari dataset {dataset_id!r} at {folder}; set MINARI_DATASETS_PATH to the folder that holds your "
-            f"datasets, or download it with `minari download {dataset_id}` if `minari list remote` has it (adroit/... "
-            "can be made instead: docs/demonstrations.md)"
+            f"no Minari dataset {dataset_id!r} at {folder}; download it with `minari download {dataset_id}`, "
+            "or set MINARI_DATASETS_PATH to the folder that holds your datasets"
         )
     try:
         return minari.load_dataset(dataset_id)
