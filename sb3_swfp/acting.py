@@ -112,7 +112,7 @@ def pick(q_values: th.Tensor, temperature: th.Tensor) -> th.Tensor:
 
 def act(policy: FlowActorCriticPolicy, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
     """
-    Draw candidates from the actor that acts and pick one per state (see
+    Draw candidates from the average actor and pick one per state (see
     :class:`~sb3_swfp.policies.FlowActorCriticPolicy` for the rule).
 
     :param policy: Policy whose networks act
@@ -120,8 +120,8 @@ def act(policy: FlowActorCriticPolicy, observation: PyTorchObs, deterministic: b
     :param deterministic: Noise from the state and the best candidate, instead of fresh noise and a sampled one
     :return: Scaled actions, ``[B, action_dim]``
     """
-    features = policy.acting_flow.features(observation)
-    cascade, n = policy.acting_flow.cascade, len(features)
+    features = policy.actor_average.features(observation)
+    cascade, n = policy.actor_average.cascade, len(features)
     m = policy.n_candidates if bool(policy.critic_is_ripe) else 1
     if deterministic:
         noise = th.from_numpy(state_noise(features.detach().cpu().numpy(), m, cascade.action_dim)).to(features)
@@ -191,7 +191,7 @@ class NumpyActing:
 
     def _refresh(self, policy: FlowActorCriticPolicy) -> bool:
         """See that the arrays are the networks' memory. False if they can't be."""
-        cascade, critic = policy.acting_flow.cascade, policy.critic_target.q_networks
+        cascade, critic = policy.actor_average.cascade, policy.critic_target.q_networks
         if self._networks is None or self._networks[0] is not cascade or self._networks[1] is not critic:
             modules = (cascade, cascade.weights, cascade.biases, critic, critic.weights, critic.biases)
             self._networks, self._parameters = (cascade, critic), [module._parameters for module in modules]
@@ -269,7 +269,7 @@ class NumpyActing:
 
 def _fits(policy: FlowActorCriticPolicy) -> bool:
     """Whether the networks are of the kind that :class:`NumpyActing` knows, in the CPU's memory."""
-    actor, critic, space = policy.acting_flow, policy.critic_target, policy.observation_space
+    actor, critic, space = policy.actor_average, policy.critic_target, policy.observation_space
     extractors = (type(actor.features_extractor), type(critic.features_extractor))
     parameters = [*actor.cascade.parameters(), *critic.q_networks.parameters()]
     return (

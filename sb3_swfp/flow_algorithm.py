@@ -19,10 +19,9 @@ from sb3_swfp.checks import check_arguments
 from sb3_swfp.cloning import CloningAlgorithm
 from sb3_swfp.critics import SoftQEnsemble
 from sb3_swfp.demonstrations import Demonstrations
-from sb3_swfp.flows import FlowCascade
 from sb3_swfp.losses import td_loss, td_target
 from sb3_swfp.noise import CorrelatedNoise
-from sb3_swfp.policies import FlowActor, FlowActorCriticPolicy, bound_action, cascade_log_prob, evaluating, track
+from sb3_swfp.policies import FlowActor, FlowActorCriticPolicy, bound_action, cascade_log_prob, track
 from sb3_swfp.pretraining import (
     PretrainResult,
     particle_spread,
@@ -252,27 +251,14 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
             return self.policy.n_candidates if self.is_pretrained else 1
         return min(self.target_candidates, self.policy.n_candidates)
 
-    @property
-    def _exploring_actor(self) -> FlowActor:
-        """
-        The flow that explores, and that the target values: of a clone the trained one. Its average is, by the defaults,
-        some 1,000 steps behind, and on the door with human demonstrations what the critic promises was tried, and
-        learned from, later (docs/experiments-clones.md).
-        """
-        return self.actor if self.is_pretrained else self.actor_average
-
     def _next_values(self, observations: PyTorchObs, ent_coef: float) -> th.Tensor:
-        """Soft values of the next states for the policy as it explores, critic's picks included: ``[B]``."""
-        actor, critic_features = self._exploring_actor, self.critic_target.features(observations)
-        with evaluating(actor):
-            features = actor.features(observations)
+        """Soft values of the next states for the policy as it acts, critic's picks included: ``[B]``."""
+        features, critic_features = self.actor_average.features(observations), self.critic_target.features(observations)
         m = self._candidates_in_target if bool(self.policy.critic_is_ripe) else 1
-        noise = actor.noise(len(features) * m)
+        noise = self.actor_average.noise(len(features) * m)
         if m > 1:
-            return self._picked_values(
-                actor.cascade, features, critic_features, noise.view(len(features), m, -1), ent_coef
-            )
-        sweep = actor.cascade.integrate(features, noise, log_det=ent_coef > 0.0)
+            return self._picked_values(features, critic_features, noise.view(len(features), m, -1), ent_coef)
+        sweep = self.actor_average.cascade.integrate(features, noise, log_det=ent_coef > 0.0)
         actions = bound_action(sweep.particles[-1])
         log_prob = cascade_log_prob(sweep) if ent_coef > 0.0 else th.zeros(len(actions), device=self.device)
         return self.critic_target.q_values(critic_features, actions, self._pair()).amin(dim=0) - ent_coef * log_prob
@@ -281,15 +267,10 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         return th.randperm(self.critic.n_critics)[:2]
 
     def _picked_values(
-        self,
-        cascade: FlowCascade,
-        features: th.Tensor,
-        critic_features: th.Tensor,
-        noise: th.Tensor,
-        ent_coef: float,
+        self, features: th.Tensor, critic_features: th.Tensor, noise: th.Tensor, ent_coef: float
     ) -> th.Tensor:
         """Soft values of the ensemble's picks among the particles of ``noise``, ``[B, M, d]``: ``[B]``."""
-        n, m, _ = noise.shape
+        cascade, (n, m, _) = self.actor_average.cascade, noise.shape
         actions = bound_action(cascade.integrate(features, noise.flatten(0, 1)).particles[-1])
         q_values = self._target_q_values(critic_features, actions).view(-1, n, m)
         # The whole ensemble picks, as when acting. The pair that judges is cheaper, and learned less where it was tried
@@ -317,12 +298,10 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         self.policy.exploration_noise = self._noise
-        self.policy.trained_flow_acts = self._exploring_actor is self.actor
         try:
             return self._explore(learning_starts, action_noise, n_envs)
         finally:
             self.policy.exploration_noise = None
-            self.policy.trained_flow_acts = False
 
     def _explore(
         self, learning_starts: int, action_noise: ActionNoise | None, n_envs: int

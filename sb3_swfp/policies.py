@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
@@ -117,8 +116,8 @@ class FlowActorCriticPolicy(BasePolicy):
     Stepwise flow policy with a soft-Q critic ensemble.
 
     It holds three flow actors of one architecture: ``actor`` is trained, ``actor_reference`` is the frozen previous
-    iterate of the JKO step, ``actor_average`` is the moving average that acts. (Raw flow weights jitter: a clone
-    evaluated with them loses the last centimetre.) A clone explores with ``actor``, which is ahead of its average.
+    iterate of the JKO step, ``actor_average`` is the moving average that acts. (Raw flow weights jitter: a clone that
+    acts with them loses the last centimetre.)
 
     Acting draws one particle while the critic is not ripe (``critic_is_ripe``). Once it is, ``n_candidates`` particles
     compete and the critic picks: the best one when deterministic, by ``exp(Q / alpha)`` otherwise. Either way the
@@ -156,8 +155,6 @@ class FlowActorCriticPolicy(BasePolicy):
     #: Source of the noise of actions that are neither deterministic nor picked, ``() -> [n_envs, action_dim]``, in
     #: place of fresh noise: set while an algorithm explores
     exploration_noise: Callable[[], th.Tensor] | None = None
-    #: Whether the trained flow acts in place of its average: set while a clone explores
-    trained_flow_acts: bool = False
 
     def __init__(
         self,
@@ -257,11 +254,6 @@ class FlowActorCriticPolicy(BasePolicy):
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> SoftQEnsemble:
         return SoftQEnsemble(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
 
-    @property
-    def acting_flow(self) -> FlowActor:
-        """The flow whose particles are the actions."""
-        return self.actor if self.trained_flow_acts else self.actor_average
-
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self._predict(obs, deterministic)
 
@@ -293,21 +285,6 @@ def track(trained: nn.Module, copied: nn.Module, tau: float) -> None:
     polyak_update(trained.parameters(), copied.parameters(), tau)
     for new, old in zip(trained.buffers(), copied.buffers(), strict=True):
         old.copy_(new)
-
-
-@contextmanager
-def evaluating(network: BaseModel) -> Iterator[None]:
-    """
-    A network as it acts, while it is trained: no dropout, running batch-norm statistics that are used and left alone.
-
-    :param network: Network
-    """
-    mode = network.training
-    network.set_training_mode(False)
-    try:
-        yield
-    finally:
-        network.set_training_mode(mode)
 
 
 def every_other(observations: Any) -> Any:

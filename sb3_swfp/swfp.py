@@ -58,8 +58,7 @@ class SWFP(FlowAlgorithm):
     :param learning_starts: Steps to collect before learning starts: uniformly at random by a new policy, by the policy
         itself once it is pretrained
     :param batch_size: Minibatch size
-    :param tau: Polyak coefficient of the target critics and of the averaged actor, which acts. A clone's has
-        ``0.4 tau``, and a clone explores with the trained actor instead
+    :param tau: Polyak coefficient of the target critics and of the averaged actor, which acts (``0.4 tau`` for a clone)
     :param gamma: Discount factor
     :param train_freq: Update the model every so many steps, or a tuple like ``(5, "step")`` or ``(2, "episode")``
     :param gradient_steps: Gradient steps after each rollout; -1 for as many as steps were taken
