@@ -134,7 +134,7 @@ def flow_particles(actor: FlowActor, noise: np.ndarray) -> np.ndarray:
 def acting_flow(model: BaseAlgorithm) -> FlowActor:
     """
     :param model: SWFP, its KL variant or DPPO
-    :return: The flow that acts: the average, where there is one
+    :return: The flow that acts when it is evaluated: the average, where there is one
     """
     return model.actor if isinstance(model, DPPO) else model.actor_average  # type: ignore[attr-defined]
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
 from stable_baselines3.common.utils import update_learning_rate
 
@@ -19,6 +21,8 @@ from sb3_swfp.checks import check_arguments
 from sb3_swfp.cloning import CloningAlgorithm
 from sb3_swfp.critics import SoftQEnsemble
 from sb3_swfp.demonstrations import Demonstrations
+from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
+from sb3_swfp.flows import FlowCascade
 from sb3_swfp.losses import td_loss, td_target
 from sb3_swfp.noise import CorrelatedNoise
 from sb3_swfp.policies import FlowActor, FlowActorCriticPolicy, bound_action, cascade_log_prob, track
@@ -36,11 +40,26 @@ _INITIAL_TEMPERATURE = 1e-3
 #: Polyak coefficient of a clone's averaged actor, relative to ``tau``. From scratch a slow average costs too much: on
 #: Pendulum 10,000 steps then end near -200 instead of -170 (docs/experiments-scratch.md)
 _CLONE_TAU_RATIO = 0.4
+#: Share of demonstrations in a clone's batches where none is chosen, in place of the buffer's half. Of the clone's own
+#: episodes alone can the critic learn which of its actions succeed; demonstrations teach it to tell theirs from the
+#: clone's, and with half of them its picks were worse than none (docs/experiments-human-door.md)
+_CLONE_DEMONSTRATION_SHARE, _BUFFER_DEMONSTRATION_SHARE = 0.1, 0.5
 #: Least share of its first movement per epoch that a flow aims at whose movement falls
 _LEAST_MOVEMENT = 0.1
 #: Candidates whose values are taken at a time on the CPU: beyond, the hidden layers are fresh memory from the system in
 #: every call, which costs up to half as much as the products (2,048 candidates, 5 critics: 36 ms at once, 25 in parts)
 _PARTICLES_AT_A_TIME = 512
+
+
+@contextmanager
+def _evaluating(network: BaseModel) -> Iterator[None]:
+    """A network as it acts, while it is trained: no dropout, batch-norm statistics that are used and left alone."""
+    mode = network.training
+    network.set_training_mode(False)
+    try:
+        yield
+    finally:
+        network.set_training_mode(mode)
 
 
 class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
@@ -93,6 +112,18 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         self.critic = self.policy.critic
         self.critic_target = self.policy.critic_target
 
+    def _make_demonstration_buffer(self) -> ReplayBuffer:
+        buffer = super()._make_demonstration_buffer()
+        self._set_demonstration_share(buffer)
+        return buffer
+
+    def _set_demonstration_share(self, buffer: ReplayBuffer | None) -> None:
+        chosen = "demonstration_share" in self.replay_buffer_kwargs
+        if not self.is_pretrained or chosen or not isinstance(buffer, DemonstrationReplayBuffer):
+            return
+        if buffer.demonstration_share == _BUFFER_DEMONSTRATION_SHARE:  # another one was set by hand
+            buffer.demonstration_share = _CLONE_DEMONSTRATION_SHARE
+
     def pretrain(
         self,
         demonstrations: Any = None,
@@ -110,7 +141,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         the same data. A ``VecNormalize`` that has seen no data yet takes its statistics from the demonstrations.
 
         :param demonstrations: Anything :func:`load_demonstrations` takes; those of the replay buffer when omitted. A
-            ``DemonstrationReplayBuffer`` that has none yet keeps these in play
+            ``DemonstrationReplayBuffer`` that has none yet keeps these in play. From then on a tenth of its batches is
+            demonstrations, unless ``replay_buffer_kwargs`` or its attribute sets another ``demonstration_share``
         :param gradient_steps: Most gradient steps to run
         :param batch_size: Transitions per gradient step; each block sees all of them
         :param learning_rate: AdamW's learning rate
@@ -143,6 +175,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     def _after_cloning(self, data: Demonstrations) -> None:
         for copy in (self.actor_reference, self.actor_average):
             copy.load_state_dict(self.actor.state_dict())
+        self._set_demonstration_share(self.replay_buffer)
         self.clone_spread = particle_spread(self, data)
         scale = return_scale(data, self._vec_normalize_env, self.gamma)
         for critic in (self.critic, self.critic_target):
@@ -195,8 +228,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
 
     @property
     def _movement_left(self) -> float:
-        """Share of its first movement per epoch that the flow aims at now, in (0, 1]."""
-        return self._falling_movement if self.is_pretrained else 1.0
+        """Share of its first movement per epoch that the flow aims at now, in (0, 1]: all, unless a subclass says."""
+        return 1.0
 
     @property
     def _falling_movement(self) -> float:
@@ -251,14 +284,27 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
             return self.policy.n_candidates if self.is_pretrained else 1
         return min(self.target_candidates, self.policy.n_candidates)
 
+    @property
+    def _exploring_actor(self) -> FlowActor:
+        """
+        The flow that explores, and that the target values: of a clone the trained one. Its average is, by the defaults,
+        some 1,000 steps behind, and on the door with human demonstrations what the critic promises was tried, and
+        learned from, later (docs/experiments-human-door.md).
+        """
+        return self.actor if self.is_pretrained else self.actor_average
+
     def _next_values(self, observations: PyTorchObs, ent_coef: float) -> th.Tensor:
-        """Soft values of the next states for the policy as it acts, critic's picks included: ``[B]``."""
-        features, critic_features = self.actor_average.features(observations), self.critic_target.features(observations)
+        """Soft values of the next states for the policy as it explores, critic's picks included: ``[B]``."""
+        actor, critic_features = self._exploring_actor, self.critic_target.features(observations)
+        with _evaluating(actor):
+            features = actor.features(observations)
         m = self._candidates_in_target if bool(self.policy.critic_is_ripe) else 1
-        noise = self.actor_average.noise(len(features) * m)
+        noise = actor.noise(len(features) * m)
         if m > 1:
-            return self._picked_values(features, critic_features, noise.view(len(features), m, -1), ent_coef)
-        sweep = self.actor_average.cascade.integrate(features, noise, log_det=ent_coef > 0.0)
+            return self._picked_values(
+                actor.cascade, features, critic_features, noise.view(len(features), m, -1), ent_coef
+            )
+        sweep = actor.cascade.integrate(features, noise, log_det=ent_coef > 0.0)
         actions = bound_action(sweep.particles[-1])
         log_prob = cascade_log_prob(sweep) if ent_coef > 0.0 else th.zeros(len(actions), device=self.device)
         return self.critic_target.q_values(critic_features, actions, self._pair()).amin(dim=0) - ent_coef * log_prob
@@ -267,10 +313,15 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         return th.randperm(self.critic.n_critics)[:2]
 
     def _picked_values(
-        self, features: th.Tensor, critic_features: th.Tensor, noise: th.Tensor, ent_coef: float
+        self,
+        cascade: FlowCascade,
+        features: th.Tensor,
+        critic_features: th.Tensor,
+        noise: th.Tensor,
+        ent_coef: float,
     ) -> th.Tensor:
         """Soft values of the ensemble's picks among the particles of ``noise``, ``[B, M, d]``: ``[B]``."""
-        cascade, (n, m, _) = self.actor_average.cascade, noise.shape
+        n, m, _ = noise.shape
         actions = bound_action(cascade.integrate(features, noise.flatten(0, 1)).particles[-1])
         q_values = self._target_q_values(critic_features, actions).view(-1, n, m)
         # The whole ensemble picks, as when acting. The pair that judges is cheaper, and learned less where it was tried
@@ -297,11 +348,12 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        self.policy.exploration_noise = self._noise
+        # The policy acts with what it has for an average: the flow that explores takes its place
+        self.policy.exploration_noise, self.policy.actor_average = self._noise, self._exploring_actor
         try:
             return self._explore(learning_starts, action_noise, n_envs)
         finally:
-            self.policy.exploration_noise = None
+            self.policy.exploration_noise, self.policy.actor_average = None, self.actor_average
 
     def _explore(
         self, learning_starts: int, action_noise: ActionNoise | None, n_envs: int

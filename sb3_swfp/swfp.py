@@ -58,14 +58,15 @@ class SWFP(FlowAlgorithm):
     :param learning_starts: Steps to collect before learning starts: uniformly at random by a new policy, by the policy
         itself once it is pretrained
     :param batch_size: Minibatch size
-    :param tau: Polyak coefficient of the target critics and of the averaged actor, which acts (``0.4 tau`` for a clone)
+    :param tau: Polyak coefficient of the target critics and of the averaged actor, which acts. A clone's has
+        ``0.4 tau``, and a clone explores with the trained actor instead
     :param gamma: Discount factor
     :param train_freq: Update the model every so many steps, or a tuple like ``(5, "step")`` or ``(2, "episode")``
     :param gradient_steps: Gradient steps after each rollout; -1 for as many as steps were taken
     :param action_noise: Noise added to the actions, none by default
     :param replay_buffer_class: Replay buffer class, ``DemonstrationReplayBuffer`` to keep demonstrations in play
     :param replay_buffer_kwargs: Its keyword arguments. ``n_steps`` and ``gamma`` reach a ``DemonstrationReplayBuffer``
-        by themselves
+        by themselves, and a clone's ``demonstration_share`` is 0.1 unless set
     :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
     :param n_steps: Length of n-step returns. With sparse rewards and demonstrations 10 made the difference
     :param ent_coef: Entropy coefficient alpha: a number (0 is none), ``"auto"`` or ``"auto_0.1"``

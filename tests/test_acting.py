@@ -23,7 +23,8 @@ def make_policy(
     sizes: dict[str, Any] = dict(n_blocks=3, block_net_arch=[16, 24], net_arch=[32, 48])
     policy = FlowActorCriticPolicy(space, spaces.Box(-1.0, 1.0, (action_dim,)), lambda _: 1e-3, **(sizes | kwargs))
     generator = th.Generator().manual_seed(0)
-    for parameter in (*policy.actor_average.parameters(), *policy.critic.parameters()):
+    trained = (policy.actor_average, policy.critic, policy.actor)
+    for parameter in (parameter for network in trained for parameter in network.parameters()):
         parameter.data += 0.3 * th.randn(parameter.shape, generator=generator)
     policy.critic.scale.fill_(3.0)
     policy.critic_target.load_state_dict(policy.critic.state_dict())
@@ -112,7 +113,15 @@ def test_every_change_of_the_networks_is_seen() -> None:
     policy.actor_average.cascade.biases[-1].data = policy.actor_average.cascade.biases[-1].data + 0.3
     action = changed(action)
     policy.actor_average = make_policy(n_blocks=2).actor_average
+    average = changed(action)
+    # As another flow's turn to act, and back
+    policy.actor_average, kept = policy.actor, policy.actor_average
+    action = changed(average)
+    for parameter in policy.actor.parameters():
+        parameter.data.add_(0.1)
     changed(action)
+    policy.actor_average = kept
+    th.testing.assert_close(both(policy, observation, True)[0], average)
 
 
 def test_copies_act_with_their_own_networks(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_demonstrations_made_before_the_wrapper(kind: str) -> None:
         observation = env.step(action)[0]
     assert np.mean(errors) < 0.12  # acting at random is off by a third
     model.learn(26)
-    assert metrics(model)["demonstration_share"] == 0.5
+    assert metrics(model)["demonstration_share"] == 1 / 8  # a tenth of 8, rounded
     assert model.replay_buffer is not None and model.replay_buffer.sample(32).discounts is not None
 
 

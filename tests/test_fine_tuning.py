@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny import Mirror, metrics, mirror_demonstrations, record, same, tiny_model, weights, with_demonstrations
 
-from sb3_swfp import SWFP
+from sb3_swfp import SWFP, DemonstrationReplayBuffer
+from sb3_swfp.baselines import CloneSAC
 from sb3_swfp.ripeness import CriticRipeness
 
 
@@ -400,7 +402,31 @@ def test_demonstrations_given_to_pretrain_stay_in_play(tmp_path: pathlib.Path) -
     model.pretrain(mirror_demonstrations(2), gradient_steps=5)  # the buffer keeps what it has
     assert buffer.demonstrations.n_transitions == 50
     model.learn(40)
-    assert metrics(model)["demonstration_share"] == 0.5
+    assert metrics(model)["demonstration_share"] == 1 / 8  # a tenth of 8, rounded
+
+
+def test_a_clone_needs_fewer_demonstrations(tmp_path: pathlib.Path) -> None:
+    default = signature(DemonstrationReplayBuffer).parameters["demonstration_share"].default
+    model = tiny_model(Mirror(), **with_demonstrations(mirror_demonstrations(3)))
+    buffer: Any = model.replay_buffer
+    assert buffer.demonstration_share == default == 0.5  # no clone yet
+    model.pretrain(gradient_steps=5)
+    assert buffer.demonstration_share == 0.1
+    model.save(tmp_path / "clone")
+    loaded: Any = SWFP.load(tmp_path / "clone", env=Mirror())
+    assert loaded.replay_buffer.demonstration_share == 0.1
+    buffer.demonstration_share = 0.3
+    model.pretrain(gradient_steps=5)
+    assert buffer.demonstration_share == 0.3  # set by hand
+    # Set in replay_buffer_kwargs, be it to the buffer's default
+    model = tiny_model(Mirror(), **with_demonstrations(mirror_demonstrations(3), demonstration_share=0.5))
+    model.pretrain(gradient_steps=5)
+    buffer = model.replay_buffer
+    assert buffer.demonstration_share == 0.5
+    # The baselines keep what they were published with
+    gaussian = CloneSAC("MlpPolicy", Mirror(), **with_demonstrations(mirror_demonstrations(3)))
+    gaussian.pretrain(gradient_steps=5)
+    assert gaussian.replay_buffer.demonstration_share == 0.5  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("share", [0, 1.0])

@@ -257,7 +257,7 @@ class BatchNormExtractor(BaseFeaturesExtractor):
 
 
 def test_batch_norm_statistics_reach_the_copies() -> None:
-    """As SB3 has it: the copies that act and that give targets take the trained networks' running statistics."""
+    """As SB3 has it: the copies that act and that give a new model's targets take over running statistics."""
     model = tiny_model(Mirror(), policy_kwargs={"features_extractor_class": BatchNormExtractor}).learn(60)
     pairs = ((model.actor, model.actor_average), (model.critic, model.critic_target))
     for trained, copied in pairs:
@@ -272,6 +272,20 @@ def test_batch_norm_in_a_clone() -> None:
     model.pretrain(demonstrations, gradient_steps=50, batch_size=64)
     norm = model.actor_average.features_extractor.norm
     np.testing.assert_allclose(norm.running_mean, [20, 20], atol=1.5)  # type: ignore[arg-type]
+
+
+def test_giving_targets_leaves_a_clone_s_batch_norm_statistics_alone() -> None:
+    """Its target values the trained flow, which waits until the critic is ripe."""
+    model = tiny_model(
+        Mirror(),
+        policy_kwargs={"features_extractor_class": BatchNormExtractor},
+        policy_delay=10_000,
+        critic_warmup=10_000,
+    )
+    model.pretrain(mirror_demonstrations(20), gradient_steps=20, batch_size=64, critic_gradient_steps=5)
+    before = weights(model.actor)
+    model.learn(40)
+    assert same(weights(model.actor), before)
 
 
 def test_collecting_and_predicting_change_nothing() -> None:

@@ -308,7 +308,7 @@ def test_a_model_acts_where_its_demonstrations_are_not(
         loaded.learn(5)
     loaded.replay_buffer.set_demonstrations(demonstrations)
     loaded.learn(30)
-    assert loaded.replay_buffer.last_demonstration_share == 0.5
+    assert loaded.replay_buffer.last_demonstration_share == 1 / 8  # a tenth of 8, rounded
     # A new model, on the other hand, must not start without what it was asked to use
     if missing == "file":
         with pytest.raises(FileNotFoundError, match="demonstrations.npz"):

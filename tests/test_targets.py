@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny import Mirror, goal_demonstrations, goal_env, metrics, tiny_model, with_demonstrations
 
 from sb3_swfp import SWFP
 from sb3_swfp.bounds import bound_action
+from sb3_swfp.policies import FlowActor
 
 N_STATES = 5000
 
@@ -44,10 +47,10 @@ def values(model: SWFP, ripe: bool = True, ent_coef: float = 0.0) -> th.Tensor:
     return found
 
 
-def particles(model: SWFP, m: int) -> th.Tensor:
+def particles(model: SWFP, m: int, actor: FlowActor | None = None) -> th.Tensor:
     """Those that :func:`values` draws."""
     th.manual_seed(0)
-    actor = model.actor_average
+    actor = model.actor_average if actor is None else actor
     with th.no_grad():
         features = actor.features(th.zeros(N_STATES, 3))
         return bound_action(actor.cascade.integrate(features, actor.noise(m * N_STATES)).particles[-1])
@@ -87,6 +90,78 @@ def test_a_clone_s_target_has_as_many_candidates_as_act(
     stated = model_with_known_critics(monkeypatch, target_candidates=m, policy_kwargs={"n_candidates": 4})
     th.testing.assert_close(values(model), values(stated))
     th.testing.assert_close(values(model, ripe=False), known_q_values(particles(model, 1))[[0, 2]].amin(dim=0))
+
+
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_clone_s_target_values_the_flow_that_is_trained(
+    monkeypatch: pytest.MonkeyPatch, pretrained: bool, m: int
+) -> None:
+    """From scratch it values the average."""
+    model = model_with_known_critics(monkeypatch, target_candidates=m)
+    model.is_pretrained = pretrained
+    with th.no_grad():
+        model.actor.cascade.biases[-1].add_(0.3)
+    valued, other = (model.actor, model.actor_average) if pretrained else (model.actor_average, model.actor)
+    expected, different = (
+        known.gather(2, known.mean(dim=0).argmax(dim=1).expand(3, N_STATES)[..., None])[[0, 2], :, 0].amin(dim=0)
+        for known in (known_q_values(particles(model, m, actor)).view(3, N_STATES, m) for actor in (valued, other))
+    )
+    th.testing.assert_close(values(model), expected)
+    assert not th.allclose(values(model), different, atol=1e-3)
+
+
+class AtTheBound(BaseCallback):
+    """Whether ``predict`` gives actions at the bound, asked at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[bool] = []
+
+    def _on_step(self) -> bool:
+        assert isinstance(self.model, SWFP)
+        observations = np.full((2, 2), self.n_calls, dtype=np.float32)
+        predicted = [self.model.predict(observations, deterministic=d)[0] for d in (False, True)]
+        self.found += [bool((self.model.policy.scale_action(action) > 0.9).all()) for action in predicted]
+        return True
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("ripe", [False, True])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_clone_explores_with_the_flow_that_is_trained(
+    pretrained: bool, ripe: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked what it would do, it answers with the average, and so do evaluations; from scratch that explores, too."""
+    env = DummyVecEnv([lambda: Mirror(length=50)] * 2)
+    model = tiny_model(env, learning_starts=0, policy_delay=10_000, critic_warmup=10_000)
+    model.is_pretrained = pretrained
+    model.policy.critic_is_ripe.fill_(ripe)
+    if not fast:
+        monkeypatch.setattr(model.policy._numpy_acting, "act", lambda *_: None)
+    with th.no_grad():
+        model.actor.cascade.biases[-1].add_(10.0)  # up against the bound
+    asked = AtTheBound()
+    model.learn(20, callback=asked)
+    assert model.replay_buffer is not None
+    assert bool((model.replay_buffer.actions[:10] > 0.9).all()) == pretrained
+    assert len(asked.found) == 20 and np.mean(asked.found) < 0.5
+
+
+def test_the_average_acts_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(Mirror(), learning_starts=0)
+    model.is_pretrained = True
+
+    average = model.actor_average
+
+    def fail(*_: Any, **__: Any) -> None:
+        assert model.policy.actor_average is model.actor
+        raise RuntimeError("no action")
+
+    monkeypatch.setattr(model, "predict", fail)
+    with pytest.raises(RuntimeError, match="no action"):
+        model.learn(20)
+    assert model.policy.actor_average is model.actor_average is average
 
 
 def test_one_particle_until_the_critic_is_ripe(monkeypatch: pytest.MonkeyPatch) -> None:
