@@ -1,8 +1,8 @@
 """
 The algorithms that fine-tune from demonstrations, each with matched and with published settings.
 
-*Matched*: the critic, the actor's size, multi-step returns, batches, share of demonstrations and number of updates that
-SWFP has; Cal-QL's critics are fewer (below).
+*Matched*: the critic, the actor's size, multi-step returns, batches and number of updates that SWFP has; Cal-QL's
+critics are fewer (below). The share of demonstrations in a batch is each algorithm's own.
 *Published* (``<name>-published``): the authors' own, which are the classes' defaults.
 """
 

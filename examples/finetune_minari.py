@@ -29,7 +29,6 @@ from sb3_swfp.demonstrations import Demonstrations
 
 # Everything that one may want to turn. "swfp" goes to SWFP(...) as it is, together with the task's own settings.
 SETTINGS: dict[str, Any] = {
-    "demonstration_share": 0.5,
     "pretrain_steps": 3_000,
     "eval_episodes": 50,
     "swfp": {
@@ -154,10 +153,7 @@ def make_model(task: Task, demonstrations: Demonstrations, out: Path, seed: int)
         # Not normalised: with the deviations of 10 demonstrations as scales, pen learned less (docs/experiments.md)
         make_vec_env(lambda: make_env(task.env), n_envs=1, seed=seed),
         replay_buffer_class=DemonstrationReplayBuffer,
-        replay_buffer_kwargs={
-            "demonstrations": demonstrations,
-            "demonstration_share": SETTINGS["demonstration_share"],
-        },
+        replay_buffer_kwargs={"demonstrations": demonstrations},
         tensorboard_log=str(out / "tensorboard"),
         seed=seed,
         **(SETTINGS["swfp"] | task.swfp),
