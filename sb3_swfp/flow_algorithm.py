@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import pathlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,9 +42,10 @@ _INITIAL_TEMPERATURE = 1e-3
 #: Polyak coefficient of a clone's averaged actor, relative to ``tau``. From scratch a slow average costs too much: on
 #: Pendulum 10,000 steps then end near -200 instead of -170 (docs/experiments-scratch.md)
 _CLONE_TAU_RATIO = 0.4
-#: Share of demonstrations in a clone's batches where none is chosen, in place of the buffer's half. Of the clone's own
-#: episodes alone can the critic learn which of its actions succeed; demonstrations teach it to tell theirs from the
-#: clone's, and with half of them its picks were worse than none (docs/experiments-human-door.md)
+#: Share of demonstrations in a clone's batches where none is chosen, in place of the buffer's half. On the door with
+#: human demonstrations the critic's picks were worse than none with half, probably since it learned to tell
+#: demonstrations from the clone's own actions; without any a clone that never succeeds would see no reward
+#: (docs/experiments-human-door.md)
 _CLONE_DEMONSTRATION_SHARE, _BUFFER_DEMONSTRATION_SHARE = 0.1, 0.5
 #: Least share of its first movement per epoch that a flow aims at whose movement falls
 _LEAST_MOVEMENT = 0.1
@@ -54,12 +57,14 @@ _PARTICLES_AT_A_TIME = 512
 @contextmanager
 def _evaluating(network: BaseModel) -> Iterator[None]:
     """A network as it acts, while it is trained: no dropout, batch-norm statistics that are used and left alone."""
-    mode = network.training
+    if not network.training:
+        yield
+        return
     network.set_training_mode(False)
     try:
         yield
     finally:
-        network.set_training_mode(mode)
+        network.set_training_mode(True)
 
 
 class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
@@ -142,7 +147,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
 
         :param demonstrations: Anything :func:`load_demonstrations` takes; those of the replay buffer when omitted. A
             ``DemonstrationReplayBuffer`` that has none yet keeps these in play. From then on a tenth of its batches is
-            demonstrations, unless ``replay_buffer_kwargs`` or its attribute sets another ``demonstration_share``
+            demonstrations, unless ``replay_buffer_kwargs`` has a ``demonstration_share`` or its attribute is not 0.5
         :param gradient_steps: Most gradient steps to run
         :param batch_size: Transitions per gradient step; each block sees all of them
         :param learning_rate: AdamW's learning rate
@@ -288,8 +293,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     def _exploring_actor(self) -> FlowActor:
         """
         The flow that explores, and that the target values: of a clone the trained one. Its average is, by the defaults,
-        some 1,000 steps behind, and on the door with human demonstrations what the critic promises was tried, and
-        learned from, later (docs/experiments-human-door.md).
+        some 1,000 steps behind, so what the critic promises would be tried, and refuted, that much later
+        (docs/experiments-human-door.md).
         """
         return self.actor if self.is_pretrained else self.actor_average
 
@@ -348,12 +353,14 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        # The policy acts with what it has for an average: the flow that explores takes its place
-        self.policy.exploration_noise, self.policy.actor_average = self._noise, self._exploring_actor
+        average, self.policy.exploration_noise = self.policy.actor_average, self._noise
+        if self.is_pretrained:
+            # The policy acts with what it has for an average: the flow that explores takes its place
+            self.policy.actor_average = self._exploring_actor
         try:
             return self._explore(learning_starts, action_noise, n_envs)
         finally:
-            self.policy.exploration_noise, self.policy.actor_average = None, self.actor_average
+            self.policy.exploration_noise, self.policy.actor_average = None, average
 
     def _explore(
         self, learning_starts: int, action_noise: ActionNoise | None, n_envs: int
@@ -410,6 +417,17 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "actor_reference", "actor_average", "critic", "critic_target"]
         return [*super()._excluded_save_params(), *aliases, "_noise"]
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        As :class:`~sb3_swfp.base.DemonstrationAlgorithm` does. What a clone loads from before it was one gets a clone's
+        share of demonstrations.
+
+        :param path: Path to the pickled replay buffer
+        :param truncate_last_traj: Whether the episode that was being recorded ends there
+        """
+        super().load_replay_buffer(path, truncate_last_traj)
+        self._set_demonstration_share(self.replay_buffer)
 
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"

@@ -94,6 +94,15 @@ def drift_along_noise(blocks: Callable[[th.Tensor], list[th.Tensor]], x_0: th.Te
     return length.square() / (lengths.clamp_min(least) * lengths[-1:].clamp_min(least)) * moved
 
 
+def evenly(n: int, k: int) -> list[int]:
+    """
+    :param n: Number of rows
+    :param k: How many of them, at most ``n``
+    :return: Indices of so many rows, evenly spread
+    """
+    return [i * n // k for i in range(k)]
+
+
 class JKOStep:
     """
     Loss, reference and trust region of the JKO update.
@@ -363,9 +372,10 @@ class JKOStep:
     def _exact_movement(self, features: th.Tensor, features_reference: th.Tensor) -> float:
         """Root mean exact squared W2 between the new and the old policy, over a few states."""
         total = 0.0
-        # One row of each of the first states: with an optimal plan, several rows belong to one state
+        # With an optimal plan, several rows belong to one state
         apart = 1 if self.w2 == "paired" else PLAN_PARTICLES
-        rows_used = range(0, min(_EXACT_STATES * apart, len(features)), apart)
+        states = max(len(features) // apart, 1)
+        rows_used = [apart * i for i in evenly(states, min(_EXACT_STATES, states))]
         for i in rows_used:
             noise = th.randn(_EXACT_PARTICLES, self.cascade.action_dim, device=features.device)
             new, old = (

@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import (
 from sb3_swfp.checks import check_arguments
 from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.flow_algorithm import FlowAlgorithm
-from sb3_swfp.jko import PLAN_PARTICLES, JKOStep
+from sb3_swfp.jko import PLAN_PARTICLES, JKOStep, evenly
 from sb3_swfp.policies import (
     CnnPolicy,
     FlowActorCriticPolicy,
@@ -322,7 +322,9 @@ class SWFP(FlowAlgorithm):
         """An optimal plan needs several particles of each state: fewer states then, the same number of rows."""
         if self.w2 == "paired":
             return features
-        return features[: max(len(features) // PLAN_PARTICLES, 1)].repeat_interleave(PLAN_PARTICLES, dim=0)
+        # From the whole batch: its first rows are demonstrations
+        kept = evenly(len(features), max(len(features) // PLAN_PARTICLES, 1))
+        return features[kept].repeat_interleave(PLAN_PARTICLES, dim=0)
 
     def _train_blocks_in_order(
         self, observations: Any, x_0: th.Tensor, q_function: Any, ent_coef: float, scale: float

@@ -415,11 +415,18 @@ def test_a_clone_needs_fewer_demonstrations(tmp_path: pathlib.Path) -> None:
     model.save(tmp_path / "clone")
     loaded: Any = SWFP.load(tmp_path / "clone", env=Mirror())
     assert loaded.replay_buffer.demonstration_share == 0.1
+    new = tiny_model(Mirror(), **with_demonstrations(mirror_demonstrations(3))).learn(20)
+    new.save_replay_buffer(tmp_path / "buffer")
+    loaded.load_replay_buffer(tmp_path / "buffer.pkl")  # of before there was a clone
+    assert loaded.replay_buffer.pos == 20 and loaded.replay_buffer.demonstration_share == 0.1
+    arguments = with_demonstrations(mirror_demonstrations(3), demonstration_share=0.5)
+    loaded = SWFP.load(tmp_path / "clone", env=Mirror(), replay_buffer_kwargs=arguments["replay_buffer_kwargs"])
+    assert loaded.replay_buffer.demonstration_share == 0.5
     buffer.demonstration_share = 0.3
     model.pretrain(gradient_steps=5)
     assert buffer.demonstration_share == 0.3  # set by hand
     # Set in replay_buffer_kwargs, be it to the buffer's default
-    model = tiny_model(Mirror(), **with_demonstrations(mirror_demonstrations(3), demonstration_share=0.5))
+    model = tiny_model(Mirror(), **arguments)
     model.pretrain(gradient_steps=5)
     buffer = model.replay_buffer
     assert buffer.demonstration_share == 0.5

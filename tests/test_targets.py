@@ -13,6 +13,7 @@ from tiny import Mirror, goal_demonstrations, goal_env, metrics, tiny_model, wit
 
 from sb3_swfp import SWFP
 from sb3_swfp.bounds import bound_action
+from sb3_swfp.flows import Sweep
 from sb3_swfp.policies import FlowActor
 
 N_STATES = 5000
@@ -281,3 +282,23 @@ def test_saved_and_loaded(tmp_path: Any) -> None:
     loaded = SWFP.load(tmp_path / "model")
     assert loaded.target_candidates == 3
     assert loaded.jko.step_size.decays and loaded.jko.step_size.progress_remaining < 0.1
+
+
+@pytest.mark.parametrize("w2", ["paired", "exact"])
+def test_what_few_states_stand_for_a_batch(w2: str) -> None:
+    """They are spread over it: its first rows are demonstrations."""
+    model = tiny_model(Mirror(), w2=w2)
+    features = th.arange(256.0).repeat(2, 1).T
+    states = model._plan_rows(features)[:, 0].unique()
+    assert len(states) == 256 if w2 == "paired" else states.tolist() == list(range(0, 256, 16))
+    seen: list[float] = []
+
+    def integrate(rows: th.Tensor, noise: th.Tensor) -> Sweep:
+        seen.append(float(rows[0, 0]))
+        return Sweep([noise], None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.jko.cascade, "integrate", integrate)
+        patch.setattr(model.jko.reference, "integrate", integrate)
+        model.jko._exact_movement(features, features)
+    assert sorted(set(seen)) == [0.0, 64.0, 128.0, 192.0]

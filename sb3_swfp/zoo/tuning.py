@@ -71,7 +71,7 @@ def _sample_flow(trial: optuna.Trial, with_demonstrations: bool) -> Params:
         "noise_correlation": trial.suggest_categorical("noise_correlation", [0.0, 0.5, 0.9]),
     }
     if with_demonstrations:
-        sampled["demonstration_share"] = trial.suggest_float("demonstration_share", 0.05, 0.75, log=True)
+        sampled["demonstration_share"] = trial.suggest_float("demonstration_share", 0.05, 0.75)
         sampled["target_candidates"] = trial.suggest_categorical("target_candidates", [1, 4, "auto"])
         sampled["with_entropy"] = trial.suggest_categorical("with_entropy", [False, True])
     return sampled
