@@ -116,8 +116,8 @@ class FlowActorCriticPolicy(BasePolicy):
     Stepwise flow policy with a soft-Q critic ensemble.
 
     It holds three flow actors of one architecture: ``actor`` is trained, ``actor_reference`` is the frozen previous
-    iterate of the JKO step, ``actor_average`` is the moving average that acts. (Raw flow weights jitter: a clone that
-    acts with them loses the last centimetre.)
+    iterate of the JKO step, ``actor_average`` is the moving average that acts. (Raw flow weights jitter: a clone
+    evaluated with them loses the last centimetre.) A clone explores with ``actor``, which is ahead of its average.
 
     Acting draws one particle while the critic is not ripe (``critic_is_ripe``). Once it is, ``n_candidates`` particles
     compete and the critic picks: the best one when deterministic, by ``exp(Q / alpha)`` otherwise. Either way the
