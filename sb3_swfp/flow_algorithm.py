@@ -42,7 +42,7 @@ _INITIAL_TEMPERATURE = 1e-3
 #: Polyak coefficient of a clone's averaged actor, relative to ``tau``. From scratch a slow average costs too much: on
 #: Pendulum 10,000 steps then end near -200 instead of -170 (docs/experiments-scratch.md)
 _CLONE_TAU_RATIO = 0.4
-#: Share of demonstrations in a clone's batches where none is chosen, in place of the buffer's half. On the door with
+#: Share of demonstrations in a clone's batches where none is chosen, in place of the buffer's half: on the door with
 #: human demonstrations the critic's picks were worse than none with half, probably since it learned to tell
 #: demonstrations from the clone's own actions; without any a clone that never succeeds would see no reward
 #: (docs/experiments-human-door.md)
@@ -126,7 +126,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         chosen = "demonstration_share" in self.replay_buffer_kwargs
         if not self.is_pretrained or chosen or not isinstance(buffer, DemonstrationReplayBuffer):
             return
-        if buffer.demonstration_share == _BUFFER_DEMONSTRATION_SHARE:  # another one was set by hand
+        # With hindsight goals half was better (FetchPickAndPlace); another share than that was set by hand
+        if not hasattr(buffer, "n_sampled_goal") and buffer.demonstration_share == _BUFFER_DEMONSTRATION_SHARE:
             buffer.demonstration_share = _CLONE_DEMONSTRATION_SHARE
 
     def pretrain(
@@ -147,7 +148,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
 
         :param demonstrations: Anything :func:`load_demonstrations` takes; those of the replay buffer when omitted. A
             ``DemonstrationReplayBuffer`` that has none yet keeps these in play. From then on a tenth of its batches is
-            demonstrations, unless ``replay_buffer_kwargs`` has a ``demonstration_share`` or its attribute is not 0.5
+            demonstrations, unless ``replay_buffer_kwargs`` has a ``demonstration_share``, its attribute is not 0.5 or
+            it makes hindsight goals
         :param gradient_steps: Most gradient steps to run
         :param batch_size: Transitions per gradient step; each block sees all of them
         :param learning_rate: AdamW's learning rate

@@ -66,7 +66,7 @@ class SWFP(FlowAlgorithm):
     :param action_noise: Noise added to the actions, none by default
     :param replay_buffer_class: Replay buffer class, ``DemonstrationReplayBuffer`` to keep demonstrations in play
     :param replay_buffer_kwargs: Its keyword arguments. ``n_steps`` and ``gamma`` reach a ``DemonstrationReplayBuffer``
-        by themselves, and a clone's ``demonstration_share`` is 0.1 unless set
+        by themselves, and a clone's ``demonstration_share`` is 0.1 (0.5 with hindsight goals) unless set
     :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
     :param n_steps: Length of n-step returns. With sparse rewards and demonstrations 10 made the difference
     :param ent_coef: Entropy coefficient alpha: a number (0 is none), ``"auto"`` or ``"auto_0.1"``
