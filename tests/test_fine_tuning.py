@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny import Mirror, metrics, mirror_demonstrations, record, same, tiny_model, weights, with_demonstrations
 
 from sb3_swfp import SWFP, DemonstrationReplayBuffer
-from sb3_swfp.baselines import CloneSAC
+from sb3_swfp.baselines import SWFPKL, CloneSAC
 from sb3_swfp.ripeness import CriticRipeness
 
 
@@ -430,6 +430,9 @@ def test_a_clone_needs_fewer_demonstrations(tmp_path: pathlib.Path) -> None:
     model.pretrain(gradient_steps=5)
     buffer = model.replay_buffer
     assert buffer.demonstration_share == 0.5
+    variant = SWFPKL("FlowPolicy", Mirror(), seed=0, **with_demonstrations(mirror_demonstrations(3)))
+    variant.pretrain(gradient_steps=5)
+    assert variant.replay_buffer.demonstration_share == 0.1  # type: ignore[union-attr]
     # The baselines keep what they were published with
     gaussian = CloneSAC("MlpPolicy", Mirror(), **with_demonstrations(mirror_demonstrations(3)))
     gaussian.pretrain(gradient_steps=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tiny import Mirror, goal_demonstrations, goal_env, metrics, tiny_model, with_demonstrations
+from tiny import Mirror, goal_demonstrations, goal_env, metrics, mirror_demonstrations, tiny_model, with_demonstrations
 
 from sb3_swfp import SWFP
 from sb3_swfp.bounds import bound_action
@@ -147,6 +148,17 @@ def test_a_clone_explores_with_the_flow_that_is_trained(
     assert model.replay_buffer is not None
     assert bool((model.replay_buffer.actions[:10] > 0.9).all()) == pretrained
     assert len(asked.found) == 20 and np.mean(asked.found) < 0.5
+
+
+def test_a_clone_from_a_file_explores_with_the_flow_that_is_trained(tmp_path: Path) -> None:
+    model = tiny_model(Mirror(length=50), learning_starts=0, policy_delay=10_000, critic_warmup=10_000)
+    model.pretrain(mirror_demonstrations(3), gradient_steps=5)
+    with th.no_grad():
+        model.actor.cascade.biases[-1].add_(10.0)  # up against the bound
+    model.save(tmp_path / "clone")
+    loaded = SWFP.load(tmp_path / "clone", env=Mirror(length=50)).learn(20)
+    assert loaded.replay_buffer is not None and bool((loaded.replay_buffer.actions[:20] > 0.9).all())
+    assert loaded.policy.actor_average is loaded.actor_average is not loaded.actor
 
 
 def test_the_average_acts_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
