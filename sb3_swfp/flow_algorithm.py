@@ -291,18 +291,10 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
             return self.policy.n_candidates if self.is_pretrained else 1
         return min(self.target_candidates, self.policy.n_candidates)
 
-    @property
-    def _exploring_actor(self) -> FlowActor:
-        """
-        The flow that explores, and that the target values: of a clone the trained one. Its average is, by the defaults,
-        some 1,000 steps behind, so what the critic promises would be tried, and refuted, that much later
-        (docs/experiments-human-door.md).
-        """
-        return self.actor if self.is_pretrained else self.actor_average
-
     def _next_values(self, observations: PyTorchObs, ent_coef: float) -> th.Tensor:
         """Soft values of the next states for the policy as it explores, critic's picks included: ``[B]``."""
-        actor, critic_features = self._exploring_actor, self.critic_target.features(observations)
+        actor = self.actor if self.is_pretrained else self.actor_average
+        critic_features = self.critic_target.features(observations)
         with _evaluating(actor):
             features = actor.features(observations)
         m = self._candidates_in_target if bool(self.policy.critic_is_ripe) else 1
@@ -357,8 +349,10 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
     ) -> tuple[np.ndarray, np.ndarray]:
         average, self.policy.exploration_noise = self.policy.actor_average, self._noise
         if self.is_pretrained:
-            # The policy acts with what it has for an average: the flow that explores takes its place
-            self.policy.actor_average = self._exploring_actor
+            # A clone explores with the trained flow, in the place of the average with which its policy acts: by the
+            # defaults that is some 1,000 steps behind, and what the critic promises would be tried, and refuted, that
+            # much later (docs/experiments-human-door.md)
+            self.policy.actor_average = self.actor
         try:
             return self._explore(learning_starts, action_noise, n_envs)
         finally:
