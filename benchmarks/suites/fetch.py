@@ -24,8 +24,8 @@ _ARGUMENTS: dict[str, Any] = dict(
     replay_buffer_kwargs=dict(online_buffer_class="stable_baselines3.HerReplayBuffer"),
 )
 _CLUMSINESS = 0.4
-#: Temperatures start at 1, a five-hundredth of the door's critic scale; here that is a ninth, and at 10,000 steps SAC would
-#: still be wide (docs/experiments.md#fetch-temperature)
+#: A temperature starts at 1, a 457th of the scale of the door's critics. Here that is a ninth, and after 10,000 steps
+#: SAC would still be far wider than it is to become (docs/experiments.md#fetch-temperature)
 _COOL = dict(ent_coef="auto_0.02")
 
 
