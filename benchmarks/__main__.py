@@ -13,6 +13,7 @@ stopped run goes on where it was; python -m benchmarks.speed measures speed and 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from benchmarks.adroit_data import make_datasets
@@ -53,21 +54,26 @@ def _run(parsed: argparse.Namespace) -> None:
     cells = [Cell(parsed.suite, task, algo, seed) for seed in parsed.seeds for task in tasks for algo in algos]
     cells = list(dict.fromkeys(cells))  # what was named twice is run once
     try:
-        for task in tasks:
-            suite.check(task)  # one line now instead of a log for each cell
         failed = run_cells(cells, parsed.out, parsed.jobs, parsed.steps)
-    except (FileNotFoundError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError) as error:
         raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on with the cells that have no result yet.", file=sys.stderr)
+        raise SystemExit(130) from None
     if failed:
         logs = "\n".join(str(path) for path in failed)
         raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; their logs:\n{logs}")
-    _report([parsed.suite], parsed.out, None)
+    try:
+        print(report([parsed.suite], parsed.out))
+    except (OSError, ImportError, ValueError) as error:
+        # Hours of cells that are there are no failure because a table over them, or over other tasks', is not
+        print(f"All {len(cells)} cells have results. No report of them:\n{error}", file=sys.stderr)
 
 
-def _report(suites: list[str], root: Path, page: Path | None) -> None:
+def _report(suites: list[str], root: Path, page: Path) -> None:
     try:
         print(report(suites, root, page))
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise SystemExit(str(error)) from error
 
 

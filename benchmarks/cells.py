@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.digest import code_digest
+from sb3_swfp.files import atomic_path
 
 #: What a result depends on beside the algorithm's own code
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable-baselines3")
@@ -67,22 +68,25 @@ class Result:
         """
         :param folder: Folder of the cell; the file appears in it as a whole or not at all
         """
-        temporary = folder / "result.json.part"
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(folder / "result.json")
+        with atomic_path(folder / "result.json") as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
     def load(folder: Path) -> Result | None:
         """
         :param folder: Folder of the cell
         :return: Its result, ``None`` while there is none
+        :raises ValueError: if the file is damaged
         """
+        path = folder / "result.json"
         try:
-            stored = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            curve = [(int(step), float(score)) for step, score in stored.pop("curve")]
+            return Result(cell=Cell(**stored.pop("cell")), curve=curve, **stored)
         except FileNotFoundError:
             return None
-        curve = [(int(step), float(score)) for step, score in stored.pop("curve")]
-        return Result(cell=Cell(**stored.pop("cell")), curve=curve, **stored)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}): remove {folder} and run it again") from error
 
 
 def versions(module: str, modules: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> dict[str, str]:

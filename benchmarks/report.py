@@ -11,6 +11,7 @@ from benchmarks.reporting.sections import LEGEND, section
 from benchmarks.reporting.statistics import summarise
 from benchmarks.reporting.stored import collect
 from benchmarks.suites import MAIN_COMPARISON
+from sb3_swfp.files import atomic_path
 
 
 def report(suites: str | Sequence[str], root: Path, out: Path | None = None) -> str:
@@ -61,7 +62,8 @@ def report(suites: str | Sequence[str], root: Path, out: Path | None = None) -> 
         for each in stored:
             for task in each.tasks:
                 draw(each, task, summaries[each.name], folder)
-        out.write_text(page, encoding="utf-8")
+        with atomic_path(out) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     return "\n\n".join([*parts.values(), LEGEND]) + "\n"
 
 

@@ -49,12 +49,16 @@ def run_cell(cell: Cell, steps: int, folder: Path, runner: int) -> None:
     found = suite.versions(cell.algo)  # now: the code on disk may change while it runs
     settings = suite.settings(cell)
     details = suite.run(cell, settings, steps, folder)
+    curve = suite.curve(folder)
+    # Whatever ended a run early without an error: stored, it would count as finished
+    if not curve or curve[-1][0] < steps - (curve[-1][0] - curve[-2][0] if len(curve) > 1 else 0):
+        raise RuntimeError(f"{folder}: evaluated at {[step for step, _ in curve]} only, of {steps} steps")
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result = Result(
         cell=cell,
         versions=found,
         config=settings | {"steps": steps},
-        curve=suite.curve(folder),
+        curve=curve,
         seconds=time.monotonic() - started,
         peak_memory_mb=usage.ru_maxrss / 1024,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
@@ -85,9 +89,13 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
     :param steps: Environment steps of every cell, instead of each task's own
     :return: Logs of the cells that failed
     :raises ValueError: if there are results of other versions of the code, or of other budgets
+    :raises FileNotFoundError: if demonstrations that a cell needs are missing; nothing is run then
+    :raises ImportError: likewise, if a package is
     """
     budgets = {cell: SUITES[cell.suite].tasks[cell.task] if steps is None else steps for cell in cells}
     waiting = [cell for cell in cells if not _is_finished(cell, root, budgets[cell])]
+    for suite, task in dict.fromkeys((cell.suite, cell.task) for cell in waiting):
+        SUITES[suite].check(task)  # one line now instead of a log for each cell
     waiting = [cell for cell in waiting if not _copied(cell, root, budgets[cell])]
     running: list[_Running] = []
     failed: list[Path] = []
@@ -120,6 +128,8 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
         finally:
             for each in running:
                 each.process.terminate()
+            for each in running:
+                _await_end(each.process)  # first: whoever takes the lock removes the folder
                 _release(each.lock)
     return failed
 
@@ -142,7 +152,12 @@ def _changed(result: Result, cell: Cell, steps: int) -> list[str]:
     """Names of the versions and settings in which a result differs from what a run of the cell would have now."""
     current, wanted = SUITES[cell.suite].versions(cell.algo), _wanted(cell, steps)
     changed = [name for name in current if result.versions.get(name) != current[name]]
-    return changed + [name for name in wanted if result.config.get(name) != wanted[name]]
+    # Also what the settings no longer have
+    return changed + [name for name in {**wanted, **result.config} if _differ(result.config, wanted, name)]
+
+
+def _differ(first: dict[str, Any], second: dict[str, Any], name: str) -> bool:
+    return (name in first) != (name in second) or first.get(name) != second.get(name)
 
 
 def _wanted(cell: Cell, steps: int) -> dict[str, Any]:
@@ -153,14 +168,13 @@ def _wanted(cell: Cell, steps: int) -> dict[str, Any]:
 
 def _copied(cell: Cell, root: Path, steps: int) -> bool:
     """Whether another suite has the same run, down to its versions: it is copied then, as it would only be repeated."""
-    wanted = _wanted(cell, steps)
     for other in _same_seed_elsewhere(cell):
         source = other.folder(root)
         result = Result.load(source)
         # A copy is no source: whoever removes a folder to have it run again would get it back from its own copy
         if result is None or not result.curve or "copied_from" in result.details:
             continue
-        if result.config != wanted or _changed(result, cell, steps):
+        if _changed(result, cell, steps):
             continue
         lock = _claim(cell.folder(root))
         if lock is None:
@@ -193,10 +207,23 @@ def _claim(folder: Path) -> IO[str] | None:
     except BlockingIOError:
         lock.close()
         return None
-    if Result.load(folder) is not None:
+    # Its last owner may have removed the file between opening and locking: another runner may have a new one by now
+    path = Path(lock.name)
+    if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
         lock.close()
         return None
+    if Result.load(folder) is not None:
+        _release(lock)
+        return None
     return lock
+
+
+def _await_end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(10.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _release(lock: IO[str]) -> None:
@@ -219,6 +246,8 @@ def _start(cell: Cell, root: Path, steps: int) -> _Running | None:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
+            # The terminal's Ctrl-C is for the runner: RL Zoo would take it for a good moment to end and save
+            start_new_session=True,
         )
     return _Running(cell, process, folder, lock)
 

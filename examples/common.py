@@ -58,7 +58,7 @@ def curve_table(points: Sequence[EvaluationPoint]) -> str:
 
 def plot_curve(
     points: Sequence[EvaluationPoint], n_episodes: int, title: str, path: Path, teacher: float | None = None
-) -> None:
+) -> str | None:
     """
     Draw success over environment steps, with the standard error that so many episodes have.
 
@@ -67,12 +67,13 @@ def plot_curve(
     :param title: title of the picture
     :param path: where to save it
     :param teacher: success rate of the demonstrations
-    :raises ImportError: if matplotlib is not installed
+    :return: None if the picture is there, else what would enable it
     """
+    path.unlink(missing_ok=True)  # an older run's picture must not pass for this one's
     try:
         from matplotlib.figure import Figure  # not pyplot: it would look for a screen
-    except ImportError as error:
-        raise ImportError('drawing the curve needs matplotlib: pip install "sb3-swfp[robotics]"') from error
+    except ImportError:
+        return 'drawing the curve needs matplotlib: pip install "sb3-swfp[robotics]"'
     steps = np.array([point.timesteps for point in points])
     success = 100 * np.array([point.success_rate for point in points])
     # Agresti and Coull's estimate: the plain one calls 50 successes out of 50 certain.
@@ -96,6 +97,7 @@ def plot_curve(
     axes.legend(loc="lower right")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
+    return None
 
 
 def save_model(model: BaseAlgorithm, path: Path) -> None:

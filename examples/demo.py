@@ -1,5 +1,5 @@
 """
-The main job, some ten minutes on two cores: FetchPickAndPlace from scripted demonstrations, cloned, then fine-tuned.
+The main job, 10 to 20 minutes on two cores: FetchPickAndPlace from scripted demonstrations, cloned, then fine-tuned.
 
 ``make demo``, or ``python examples/demo.py``. What it writes, and where, it says at the end.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,10 @@ def main() -> None:
     save_model(model, out / "model.zip")
 
     print("4/5  Drawing the learning curve")
-    plot_curve(
-        evaluation.points, SETTINGS["eval_episodes"], ENV_ID, out / "learning_curve.png", demonstrations.success_rate()
-    )
+    teacher, episodes = demonstrations.success_rate(), SETTINGS["eval_episodes"]
+    no_picture = plot_curve(evaluation.points, episodes, ENV_ID, out / "learning_curve.png", teacher)
+    if no_picture:
+        print(f"     No picture (everything else is there): {no_picture}")
 
     print("5/5  Filming clone and fine-tuned policy side by side")
     seeds = list(range(evaluation.seed, evaluation.seed + SETTINGS["film_episodes"]))
@@ -80,11 +82,11 @@ def main() -> None:
         print(f"     No video (everything else is there): {no_video}")
 
     minutes = (time.monotonic() - started) / 60
-    teacher = demonstrations.success_rate()
-    print(f"\nSuccess over {SETTINGS['eval_episodes']} fixed episodes (of the demonstrations, {teacher:.0%} succeed)")
+    print(f"\nSuccess over {episodes} fixed episodes (of the demonstrations, {teacher:.0%} succeed)")
     print(curve_table(evaluation.points))
     print(f"\nDone in {minutes:.1f} minutes. Saved in {out}:")
-    print(describe_files(out, with_video=not no_video))
+    missing = {"learning_curve.png": no_picture, "before_and_after.mp4": no_video}
+    print(describe_files(out, [name for name, reason in missing.items() if reason]))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -94,7 +96,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--demonstrations", type=int, default=SETTINGS["demonstrations"], help="episodes to collect")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all results")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if min(arguments.steps, arguments.demonstrations) < 1:
+        parser.error("--steps and --demonstrations must be at least 1")
+    return arguments
 
 
 def make_model(demonstrations: Demonstrations, out: Path, seed: int) -> SWFP:
@@ -139,8 +144,8 @@ def record_actions(model: SWFP) -> list[list[np.ndarray]]:
     return recorder.actions
 
 
-def describe_files(out: Path, with_video: bool) -> str:
-    """List what was written."""
+def describe_files(out: Path, missing: Sequence[str]) -> str:
+    """List what was written, without what is ``missing``."""
     files = {
         "learning_curve.png": "success over environment steps, clone and demonstrations beside it",
         "learning_curve.csv": "the same in numbers",
@@ -152,9 +157,7 @@ def describe_files(out: Path, with_video: bool) -> str:
         "demonstrations.npz": "the demonstrations: load_demonstrations(...)",
         "tensorboard/": "logs: tensorboard --logdir " + str(out / "tensorboard"),
     }
-    if not with_video:
-        del files["before_and_after.mp4"]
-    return "\n".join(f"  {out / name!s:<42} {what}" for name, what in files.items())
+    return "\n".join(f"  {out / name!s:<42} {what}" for name, what in files.items() if name not in missing)
 
 
 if __name__ == "__main__":

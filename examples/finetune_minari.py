@@ -103,7 +103,9 @@ def main() -> None:
     model.learn(arguments.steps, callback=CallbackList([evaluation, checkpoints]), progress_bar=True)
     save_model(model, out / "model.zip")
     title = f"{task.env}, {len(demonstrations)} demonstrations, seed {arguments.seed}"
-    plot_curve(evaluation.points, SETTINGS["eval_episodes"], title, out / "learning_curve.png", success)
+    no_picture = plot_curve(evaluation.points, SETTINGS["eval_episodes"], title, out / "learning_curve.png", success)
+    if no_picture:
+        print(f"No picture (everything else is there): {no_picture}")
     print(f"\n{title}: success over {SETTINGS['eval_episodes']} fixed episodes")
     print(curve_table(evaluation.points))
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Curve, models and logs are in {out}")
@@ -126,6 +128,8 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.out is None:
         arguments.out = Path("runs") / f"{arguments.task.replace('/', '-')}-seed{arguments.seed}"
     count = known.demonstrations if arguments.demonstrations is None else arguments.demonstrations
+    if min(count, arguments.steps, arguments.eval_every) < 1:
+        parser.error("--demonstrations, --steps and --eval-every must be at least 1")
     arguments.task = replace(known, env=arguments.env or known.env, demonstrations=count)
     return arguments
 

@@ -25,21 +25,19 @@ HOW_TO_ENABLE = "apt-get install libosmesa6 && MUJOCO_GL=osmesa"
 
 class ActionRecorder(gym.Wrapper):
     """
-    Keep each episode's seed and actions, which is all it takes to play a MuJoCo episode again.
+    Keep each episode's actions: with its seed, all it takes to play a MuJoCo episode again.
 
     :param env: the environment
     """
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        self.seeds: list[int] = []
         self.actions: list[list[np.ndarray]] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin another recording; without a seed it could not be played again, so that is an error."""
         if seed is None:
             raise ValueError("ActionRecorder needs reset(seed=...): an episode without one cannot be played again")
-        self.seeds.append(seed)
         self.actions.append([])
         return super().reset(seed=seed, options=options)
 

@@ -61,14 +61,14 @@ def weights(model: Any) -> th.Tensor:
 
 
 @every_baseline
-def test_runs_with_callbacks_and_several_environments(name: str, tmp_path: Path) -> None:
+def test_runs_with_callbacks_and_several_environments(name: str) -> None:
     env = make_vec_env(Mirror, n_envs=2, seed=0)
     model = make(name, env)
     evaluation = EvalCallback(make_vec_env(Mirror), eval_freq=20, n_eval_episodes=1, verbose=0)
     before = weights(model)
     model.learn(120, callback=evaluation, progress_bar=False)
     assert model.num_timesteps == 120 and model._n_updates > 0
-    assert evaluation.evaluations_results == [] or evaluation.last_mean_reward > -np.inf
+    assert np.isfinite(evaluation.last_mean_reward)  # it begins with -inf
     assert not th.equal(before, weights(model)) and bool(th.isfinite(weights(model)).all())
     action, _ = model.predict(np.zeros(2, np.float32))
     assert model.action_space.contains(action)
@@ -111,6 +111,9 @@ def test_normalised_observations_and_rewards(name: str) -> None:
 def test_n_step_returns(name: str) -> None:
     model = make(name, n_steps=4).learn(60)
     assert model._n_updates > 0
+    if name != "DPPO":  # whose n_steps is the length of its roll-outs
+        discounts = model.replay_buffer.sample(64).discounts
+        assert float(discounts.min()) == pytest.approx(model.gamma**4)
 
 
 @cloning_ones

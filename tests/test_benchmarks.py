@@ -11,7 +11,9 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
@@ -172,12 +174,137 @@ def test_results_of_other_settings_are_not_mixed(tmp_path: Path, monkeypatch: py
         main([*RUN, "--algos", "sac", "--steps", "10000", "--out", str(tmp_path)])
 
 
+def test_a_setting_that_is_gone_is_another_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path, "sac", 0, -100.0)
+    suite = SUITES["scratch"]
+
+    def without_rate(cell: Cell) -> dict[str, Any]:
+        return {key: value for key, value in suite.settings(cell).items() if key != "learning_rate"}
+
+    monkeypatch.setitem(SUITES, "scratch", replace(suite, settings=without_rate))  # type: ignore[arg-type, misc]
+    with pytest.raises(SystemExit, match=r"another learning_rate.*not mixed"):
+        main([*RUN, "--algos", "sac", "--steps", "10000", "--out", str(tmp_path)])
+
+
+def test_stored_results_are_of_the_settings_that_the_suites_have() -> None:
+    found = sorted(command_line.RESULTS.glob("**/result.json"))
+    assert found
+    for path in found:
+        result = Result.load(path.parent)
+        assert result is not None
+        assert result.config == runner._wanted(result.cell, SUITES[result.cell.suite].tasks[result.cell.task]), path
+
+
 def test_missing_demonstrations_are_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     with pytest.raises(SystemExit, match="adroit/door-expert-v0"):
         main(["run", "--suite", "adroit", "--tasks", "door", "--out", str(tmp_path / "results")])
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("suite", "task"), [("adroit", "door"), ("fetch", "pick-and-place")])
+def test_a_missing_package_is_said_before_anything_runs(
+    suite: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.suites.finetuning.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"needs gymnasium_robotics: pip install"):
+        main(["run", "--suite", suite, "--tasks", task, "--out", str(tmp_path / "results")])
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_is_finished_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(task: str) -> None:
+        raise FileNotFoundError("no demonstrations")
+
+    store(tmp_path, "sac", 0, -100.0)
+    monkeypatch.setitem(SUITES, "scratch", replace(SUITES["scratch"], check=missing))  # type: ignore[misc]
+    main([*RUN, "--algos", "sac", "--steps", "10000", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no demonstrations"):
+        main([*RUN, "--algos", "swfp", "--steps", "10000", "--out", str(tmp_path)])
+
+
+def test_cells_that_ran_are_no_failure_because_a_table_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(tmp_path, "sac", 0, -100.0)
+    store(tmp_path, "sac", 1, -100.0, torch="0.1")  # not asked for, but the table is of the whole suite
+    main([*RUN, "--algos", "sac", "--steps", "10000", "--out", str(tmp_path)])
+    said = capsys.readouterr()
+    assert said.out == "" and "All 1 cells have results. No report of them:" in said.err and "torch" in said.err
+
+
+def test_ctrl_c_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[int] = []
+
+    def start(cell: Cell, root: Path, steps: int) -> runner._Running:
+        lock = runner._claim(cell.folder(root))
+        assert lock is not None
+        process = runner.subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        running = runner._Running(cell, process, cell.folder(root), lock)
+        release = runner._release
+        monkeypatch.setattr(runner, "_release", lambda lock: (ended.append(process.poll()), release(lock)))
+        return running
+
+    def press(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_start", start)
+    monkeypatch.setattr(runner, "_steps_done", press)
+    with pytest.raises(SystemExit) as stopped:
+        main([*RUN, "--algos", "sac", "--out", str(tmp_path)])
+    assert stopped.value.code == 130 and "The same command goes on" in capsys.readouterr().err
+    assert ended == [-signal.SIGTERM]  # before its folder is anybody else's
+
+
+@pytest.mark.parametrize("curve", [[], [(22, -100.0), (44, -100.0)]], ids=["none", "ends early"])
+def test_a_run_that_ends_early_is_no_result(
+    curve: list[tuple[int, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = replace(SUITES["scratch"], run=lambda *_: {}, curve=lambda folder: curve)  # type: ignore[misc, arg-type]
+    monkeypatch.setitem(SUITES, "scratch", suite)  # type: ignore[misc]
+    monkeypatch.setattr(runner, "_end_with", lambda parent: None)
+    with pytest.raises(RuntimeError, match="only, of 220 steps"):
+        runner.run_cell(Cell("scratch", "Pendulum-v1", "sac", 0), 220, tmp_path, 0)
+    assert Result.load(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n", "{}", "[]", '{"curve": [], "cell": {"name": 1}}'])
+def test_a_damaged_result_is_named(text: str, tmp_path: Path) -> None:
+    folder = store(tmp_path, "sac", 0, -100.0)
+    (folder / "result.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"sac-0/result.json is damaged"):
+        main([*RUN, "--algos", "sac", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"sac-0/result.json is damaged"):
+        main(["report", "--suite", "scratch", "--out", str(tmp_path), "--page", str(tmp_path / "page.md")])
+
+
+def test_evaluations_that_are_just_being_written_are_no_news(tmp_path: Path) -> None:
+    path = tmp_path / "sac" / "Pendulum-v1_1" / "evaluations.npz"
+    path.parent.mkdir(parents=True)
+    np.savez(path, timesteps=np.array([22, 44]), results=np.full((2, 10), -100.0))
+    whole, read = path.read_bytes(), SUITES["scratch"].curve
+    assert read(tmp_path) == [(22, -100.0), (44, -100.0)]
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        assert read(tmp_path) in ([], [(22, -100.0), (44, -100.0)])
+
+
+def test_a_lock_that_was_removed_while_it_was_taken_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Cell("scratch", "Pendulum-v1", "sac", 0).folder(tmp_path)
+    flock = runner.fcntl.flock
+
+    def flock_late(lock: Any, how: int) -> None:
+        Path(lock.name).unlink()  # its owner let it go in between
+        flock(lock, how)
+
+    monkeypatch.setattr(runner.fcntl, "flock", flock_late)
+    assert runner._claim(folder) is None
+    monkeypatch.setattr(runner.fcntl, "flock", flock)
+    store(tmp_path, "sac", 0, -100.0)
+    assert runner._claim(folder) is None and not list(folder.parent.glob(".*"))  # it has a result: no lock stays
 
 
 def test_a_crash_names_its_log_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,5 +359,5 @@ def test_a_partial_result_is_no_result(tmp_path: Path) -> None:
     folder = store(tmp_path, "sac", 0, -100.0)
     stored = json.loads((folder / "result.json").read_text())
     (folder / "result.json").unlink()
-    (folder / "result.json.part").write_text(json.dumps(stored)[:50])
+    (folder / ".result.123.tmp.json").write_text(json.dumps(stored)[:50])
     assert Result.load(folder) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -380,7 +379,7 @@ def goal_demonstrations(n: int) -> Demonstrations:
     return Demonstrations(episodes)
 
 
-def test_hindsight(tmp_path: Path) -> None:
+def test_hindsight() -> None:
     """Both parts relabel goals; online data counts once an episode is finished; saving leaves the environment out."""
     env = DummyVecEnv([goal_env])
     buffer = DemonstrationReplayBuffer(

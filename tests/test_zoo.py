@@ -227,7 +227,7 @@ def test_other_algorithms_are_left_alone(tmp_path: Path) -> None:
     assert "Traceback" in output and "swfp" not in output.splitlines()[-1]
 
 
-def test_hook_survives_a_broken_registration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hook_survives_a_broken_registration(capsys: pytest.CaptureFixture[str]) -> None:
     spec = importlib.util.spec_from_file_location("hook_under_test", HOOK)
     assert spec is not None and spec.loader is not None
     hook = importlib.util.module_from_spec(spec)

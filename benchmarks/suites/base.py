@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell, versions
+from sb3_swfp.files import atomic_path
 
 #: Steps and score of each evaluation
 Curve = list[tuple[int, float]]
@@ -23,9 +24,8 @@ def save_curve(folder: Path, curve: Curve) -> None:
     :param folder: Folder of a cell
     :param curve: Its evaluations so far
     """
-    temporary = folder / f"{_CURVE}.part"
-    temporary.write_text(json.dumps(curve), encoding="utf-8")
-    temporary.replace(folder / _CURVE)
+    with atomic_path(folder / _CURVE) as temporary:
+        temporary.write_text(json.dumps(curve), encoding="utf-8")
 
 
 def load_curve(folder: Path) -> Curve:

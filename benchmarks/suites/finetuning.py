@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def finetuning_suite(
 
 def _check(tasks: Mapping[str, Task], how_to_make: Callable[[str], str] | None, name: str) -> None:
     task = tasks[name]
+    if task.package is not None and find_spec(task.package) is None:
+        raise ImportError(_needs(task.env, task.package))
     if task.prepare.startswith(f"{__name__}."):
         from sb3_swfp import load_demonstrations
 
@@ -88,6 +91,10 @@ def _check(tasks: Mapping[str, Task], how_to_make: Callable[[str], str] | None, 
             if how_to_make is None:
                 raise
             raise FileNotFoundError(how_to_make(task.dataset)) from error
+
+
+def _needs(env: str, package: str) -> str:
+    return f'{env} needs {package}: pip install "sb3-swfp[all]"'
 
 
 def main_algorithms(*names: str) -> dict[str, Algorithm]:
@@ -182,7 +189,7 @@ def prepare(settings: dict[str, Any], seed: int) -> tuple[Callable[[], Any], Any
         try:
             gym.register_envs(import_module(settings["package"]))
         except ImportError as error:
-            raise ImportError(f'{settings["env"]} needs {settings["package"]}: pip install "sb3-swfp[all]"') from error
+            raise ImportError(_needs(settings["env"], settings["package"])) from error
     scale, bias = settings["reward"]
     make_env = partial(gym.make, settings["env"])
     demonstrations = load_demonstrations(settings["dataset"], settings["n_demonstrations"])

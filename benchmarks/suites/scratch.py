@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import yaml
@@ -21,7 +22,8 @@ def settings(cell: Cell) -> dict[str, Any]:
     """
     :param cell: The cell; its task is an environment's id
     :return: The Zoo's hyperparameters; what it has for MuJoCo's "-v4" serves "-v5"
-    :raises KeyError: if the Zoo has none for this algorithm and environment
+    :raises ValueError: if the Zoo has none for this algorithm and environment
+    :raises ImportError: if the Zoo is missing
     """
     if cell.algo == "swfp":
         from sb3_swfp.zoo import config_path
@@ -33,7 +35,10 @@ def settings(cell: Cell) -> dict[str, Any]:
             raise ImportError('The suite "scratch" needs RL Zoo: pip install "sb3-swfp[zoo]"')
         source = Path(zoo.origin).parent / "hyperparams" / f"{cell.algo}.yml"
     entries = yaml.safe_load(source.read_text(encoding="utf-8"))
-    return dict(entries.get(cell.task) or entries[cell.task.replace("-v5", "-v4")])
+    entry = entries.get(cell.task) or entries.get(cell.task.replace("-v5", "-v4"))
+    if entry is None:
+        raise ValueError(f"{source} has no hyperparameters of {cell.algo} for {cell.task}")
+    return dict(entry)
 
 
 def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def curve(folder: Path) -> Curve:
         with np.load(files[0]) as stored:
             pairs = zip(stored["timesteps"], stored["results"], strict=True)
             return [(int(step), float(returns.mean())) for step, returns in pairs]
-    except (OSError, EOFError, ValueError, KeyError):  # just being written
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # just being written
         return []
 
 
