@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from tqdm.auto import tqdm
 
 from sb3_swfp.baselines.dppo import DPPO
 from sb3_swfp.baselines.swfp_kl import SWFPKL
@@ -29,7 +28,7 @@ CLONE_ALPHA = 0.3
 CLOUD, FLOOR_PAIRS = 500, 20
 N_DEMONSTRATIONS, CLONE_STEPS = 1000, 1500
 N_BLOCKS = 5
-ALGORITHMS = ("SWFP", "KL variant", "DPPO")
+ALGORITHMS: dict[str, Any] = {"SWFP": SWFP, "KL variant": SWFPKL, "DPPO": DPPO}
 #: The best mode stands still for an eighth of the run and then goes on by a quarter of a turn
 HOLD_SHARE, TURNS = 0.125, 0.25
 
@@ -52,7 +51,7 @@ Progress = Callable[[int], Any]
 
 
 @dataclass
-class Curve:
+class Looks:
     """
     One run's numbers.
 
@@ -80,7 +79,7 @@ class Watch(BaseCallback):
     ):
         super().__init__()
         self.measure, self.steps, self.every, self.progress = measure, steps, every, progress
-        self.curve = Curve()
+        self.curve = Looks()
         self._infos: list[dict[str, Any]] = []
 
     def _on_training_start(self) -> None:
@@ -282,11 +281,14 @@ def shifting_settings(algorithm: str) -> dict[str, Any]:
     return own | {"kl_step": 0.01}
 
 
-def shifting_run(algorithm: str, seed: int, steps: int, progress: Progress) -> dict[str, Any]:
+def shifting_run(
+    algorithm: str, settings: Mapping[str, Any], seed: int, steps: int, progress: Progress
+) -> dict[str, Any]:
     """
     A clone of the first Boltzmann density, online in the bandit whose modes turn.
 
     :param algorithm: One of ``ALGORITHMS``
+    :param settings: Its arguments, as :func:`shifting_settings` returns them
     :param seed: Seed of the run; the clone's data depends on nothing else
     :param steps: Environment steps
     :param progress: Told the steps done
@@ -298,8 +300,7 @@ def shifting_run(algorithm: str, seed: int, steps: int, progress: Progress) -> d
     env = ShiftingBandit(period=max(round((steps - hold) / TURNS), 1), hold=hold)
     rng = np.random.default_rng(seed)
     data = demonstrations_of(env.sample_boltzmann(N_DEMONSTRATIONS, ALPHA, rng), env)
-    classes: dict[str, Any] = {"SWFP": SWFP, "KL variant": SWFPKL, "DPPO": DPPO}
-    model = classes[algorithm]("FlowPolicy", env, seed=seed, **shifting_settings(algorithm))
+    model = ALGORITHMS[algorithm]("FlowPolicy", env, seed=seed, **settings)
     model.pretrain(data, CLONE_STEPS)
 
     def measure(infos: list[dict[str, Any]]) -> dict[str, float]:
@@ -322,12 +323,3 @@ def boltzmann_regret() -> float:
     env = Bandit()
     samples = env.sample_boltzmann(20_000, ALPHA, np.random.default_rng(0))
     return float(env.reward(env.best_action()) - env.reward(samples).mean())
-
-
-def progress_bar(total: int, name: str) -> tqdm:
-    """
-    :param total: Environment steps of all runs together
-    :param name: Name of the figure
-    :return: The bar
-    """
-    return tqdm(total=total, desc=name, unit="step")

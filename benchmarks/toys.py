@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from tqdm.auto import tqdm
 
 from benchmarks import toy_runs
 from benchmarks.arguments import positive, seed_range
@@ -141,10 +142,13 @@ def run_all(name: str, seeds: list[int], steps: int) -> dict[int, Any]:
     :return: Each seed's runs
     """
     runs_per_seed = len(toy_runs.ALGORITHMS) if name == "shifting" else 1
-    with toy_runs.progress_bar(len(seeds) * runs_per_seed * steps, name) as bar:
+    with tqdm(total=len(seeds) * runs_per_seed * steps, desc=name, unit="step") as bar:
         if name == "shifting":
+            settings = {algo: toy_runs.shifting_settings(algo) for algo in toy_runs.ALGORITHMS}
             return {
-                seed: {algo: toy_runs.shifting_run(algo, seed, steps, bar.update) for algo in toy_runs.ALGORITHMS}
+                seed: {
+                    algo: toy_runs.shifting_run(algo, own, seed, steps, bar.update) for algo, own in settings.items()
+                }
                 for seed in seeds
             }
         run = toy_runs.paths_run if name == "paths" else toy_runs.boltzmann_run

@@ -10,14 +10,14 @@ import pytest
 import torch as th
 
 from benchmarks.cells import Cell
-from benchmarks.jko_runs import reward_of, step_size_run
+from benchmarks.jko_runs import reward_of, step_size_run, step_size_settings
 from benchmarks.suites import SUITES
 from benchmarks.suites.step_size import epochs_that_rose
 from sb3_swfp.envs import Bandit
 
 
 def run(n_blocks: int, step_size: float, steps: int) -> dict[str, Any]:
-    return step_size_run(n_blocks, step_size, 0, steps, lambda step, divergence: None)
+    return step_size_run(step_size_settings(n_blocks, step_size), 0, steps, lambda step, divergence: None)
 
 
 def test_reward_is_the_bandits() -> None:
@@ -44,7 +44,7 @@ def test_steps_too_long_are_no_jko_steps() -> None:
 def test_divergence_of_the_first_iterate() -> None:
     # A new cascade is the identity, so its density is the standard Gaussian's by the bound's slope
     divergences: list[float] = []
-    details = step_size_run(3, 0.1, 1, 100, lambda step, divergence: divergences.append(divergence))
+    details = step_size_run(step_size_settings(3, 0.1), 1, 100, lambda step, divergence: divergences.append(divergence))
     assert details["divergence"] == divergences and len(details["moved"]) == 2
     x = np.random.default_rng(0).standard_normal((200_000, 2))
     excess = np.maximum(np.abs(x) - 0.8, 0.0) / 0.2

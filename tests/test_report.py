@@ -34,7 +34,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
         score="success in 50 episodes",
         tasks={"door": 1_000, "pen": 1_000},
         algos=("swfp", "rlpd", "swfp-kl"),
-        bounds=None,
+        rates=True,
         unit="environment step",
         columns={},
         versions=lambda algo: VERSIONS,
@@ -166,10 +166,10 @@ def test_tables_of_success_rates(toy: Any, tmp_path: Path) -> None:
     assert "9 runs took 0.01 hours of CPU time, 0.02 hours" in text
 
 
-def test_rates_with_bounds_are_still_rates(toy: Any, tmp_path: Path) -> None:
-    toy.bounds = {"door": (0.0, 1.0), "pen": (0.0, 1.0)}
-    store_all(tmp_path, {"swfp": [0.7, 0.8, 0.9]})
-    assert row(report("toy", tmp_path), "swfp", "### All tasks")[3] == "80.0"
+def test_a_rate_that_is_none_is_refused(toy: Any, tmp_path: Path) -> None:
+    store(tmp_path, "swfp", 0, 0.5, 1.5)
+    with pytest.raises(ValueError, match=r"swfp-0 has a success rate outside \[0, 1\]"):
+        report("toy", tmp_path)
 
 
 def test_without_a_clone_there_is_no_level(toy: Any, tmp_path: Path) -> None:
@@ -201,6 +201,7 @@ def test_a_suites_own_unit_and_columns(toy: Any, tmp_path: Path) -> None:
 
 
 def test_returns(toy: Any, tmp_path: Path) -> None:
+    toy.rates = False
     for seed in range(3):
         store(tmp_path, "swfp", seed, -1_500.0, -200.0)
         store(tmp_path, "rlpd", seed, -1_500.0, -300.0)
@@ -208,11 +209,6 @@ def test_returns(toy: Any, tmp_path: Path) -> None:
     assert row(text, "swfp")[1:] == ["-200", "-200, -200, -200", "-200 [-200, -200]", "-850"]
     assert "No mean over tasks" in text
     assert row(text, "rlpd", "swfp over")[1:] == ["1.000 [1.000, 1.000]", "yes, above", "1 of 1"]
-    toy.bounds = {"door": (-1_200.0, 800.0)}
-    text = report("toy", tmp_path)
-    assert "No mean over tasks" not in text
-    assert row(text, "swfp", "### All tasks")[2:4] == ["0.500 [0.500, 0.500]", "0.500"]
-    assert row(text, "rlpd", "### All tasks")[3] == "0.450"
 
 
 def test_a_loss_is_shown_as_one(toy: Any, tmp_path: Path) -> None:
@@ -440,7 +436,7 @@ def test_suites_put_together_say_what_they_lack(two_suites: Any, tmp_path: Path)
     for seed in range(3):
         (tmp_path / "toy" / "door" / f"rlpd-{seed}" / "result.json").unlink()
     assert "No results yet." in report("toy", tmp_path, page).partition("## toy")[0]
-    store(tmp_path, "swfp", 3, -200.0, suite="other", task="fetch", versions=VERSIONS | {"code": "older"})
+    SUITES["other"].rates = False  # type: ignore[misc]
     with pytest.raises(ValueError, match="other: scores that are not success rates cannot be put together"):
         report("toy", tmp_path, page)
 

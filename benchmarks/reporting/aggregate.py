@@ -10,9 +10,7 @@ import numpy as np
 from benchmarks.reporting.statistics import (
     Estimate,
     Summaries,
-    area_under_curve,
     clone_level,
-    deepest_dip,
     improvement_estimate,
     interquartile_estimate,
     interquartile_mean,
@@ -23,7 +21,7 @@ from benchmarks.reporting.stored import Stored
 @dataclass(frozen=True)
 class Aggregate:
     """
-    One algorithm over several tasks; scores are normalised to [0, 1].
+    One algorithm over several tasks; scores are success rates.
 
     :param final: Interquartile mean of the final scores
     :param mean: Their mean
@@ -59,7 +57,7 @@ class Comparison:
 
     :param tasks: The tasks
     :param runs: Seeds of each algorithm on each task
-    :param algos: Each algorithm's figures, empty without bounds to normalise by
+    :param algos: Each algorithm's figures, empty where scores are no success rates
     :param improvements: The reference against each of the others, empty where the reference has no results
     :param notes: What was left out and why
     """
@@ -91,35 +89,30 @@ def compare(stored: Stored, summaries: Summaries) -> Comparison:
     cut = [f"{algo} {runs[algo]}" for algo in algos if max(counts[algo]) > runs[algo]]
     if cut:
         notes.append(f"Of these only the first seeds, as many as the task with fewest has: {', '.join(cut)}.")
-    normalised = all(stored.bounds(task) for task in tasks)
     return Comparison(
         tasks,
         runs,
-        {algo: _aggregate(stored, summaries, tasks, algo, runs[algo]) for algo in algos} if normalised else {},
+        {algo: _aggregate(stored, summaries, tasks, algo, runs[algo]) for algo in algos} if stored.suite.rates else {},
         _improvements(summaries, tasks, stored.reference, runs),
         notes,
     )
 
 
 def _aggregate(stored: Stored, summaries: Summaries, tasks: list[str], algo: str, runs: int) -> Aggregate:
-    finals, areas, dips, below = [], [], [], []
-    for task in tasks:
-        low, high = stored.bounds(task) or (0.0, 1.0)
-        level = clone_level(stored, task, summaries)
-        for result in stored.of(task, algo)[:runs]:
-            curve = [(step, (score - low) / (high - low)) for step, score in result.curve]
-            finals.append(curve[-1][1])
-            areas.append(area_under_curve(curve))
-            if (dip := deepest_dip(curve)) is not None:
-                dips.append(dip)
-                if level is not None:
-                    below.append(dip + curve[0][1] - (level - low) / (high - low))
+    found = [summaries[task, algo] for task in tasks]
+    levels = [clone_level(stored, task, summaries) for task in tasks]
+    finals = np.array([each.finals[:runs] for each in found])
+    dips = np.array([each.dips[:runs] for each in found]) if all(len(each.dips) for each in found) else None
+    below = None
+    if dips is not None and None not in levels:
+        starts = np.array([each.starts[:runs] for each in found])
+        below = float(np.mean(starts + dips - np.array(levels)[:, None]))
     return Aggregate(
-        final=interquartile_estimate(np.array(finals).reshape(len(tasks), runs).T[:, :, None]),
+        final=interquartile_estimate(finals.T[:, :, None]),
         mean=float(np.mean(finals)),
-        area=float(np.mean(areas)),
-        dip=float(np.mean(dips)) if len(dips) == len(finals) else None,
-        below=float(np.mean(below)) if len(below) == len(finals) else None,
+        area=float(np.mean([each.areas[:runs] for each in found])),
+        dip=None if dips is None else float(np.mean(dips)),
+        below=below,
     )
 
 

@@ -37,7 +37,7 @@ def draw(stored: Stored, task: str, summaries: Summaries, folder: Path) -> Path:
     # Without pyplot, which would keep the figure and choose a screen
     figure = optional("matplotlib.figure").Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    factor = 100.0 if stored.has_rates else 1.0
+    factor = 100.0 if stored.suite.rates else 1.0
     for index, algo in enumerate(stored.suite.algos):
         summary = summaries.get((task, algo))
         if summary is None:
@@ -61,7 +61,7 @@ def draw(stored: Stored, task: str, summaries: Summaries, folder: Path) -> Path:
             factor * level, color="black", linestyle="--", linewidth=1.0, label=f"{stored.reference} at step 0"
         )
     axes.set(title=f"{stored.name}: {task}", xlabel=f"{stored.suite.unit}s")
-    axes.set_ylabel(f"{stored.suite.score}{', %' if stored.has_rates else ''}")
+    axes.set_ylabel(f"{stored.suite.score}{', %' if stored.suite.rates else ''}")
     axes.xaxis.set_major_formatter(optional("matplotlib.ticker").EngFormatter(sep=""))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small", title="(seeds)", title_fontsize="small")

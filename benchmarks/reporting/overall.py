@@ -47,7 +47,7 @@ def overall(stored: Sequence[Stored], summaries: Mapping[str, Summaries]) -> str
     :return: The section in Markdown, without a blank line at its end
     :raises ValueError: if there are scores that are no success rates
     """
-    if returns := [each.name for each in stored if not each.has_rates]:
+    if returns := [each.name for each in stored if not each.suite.rates]:
         raise ValueError(f"{', '.join(returns)}: scores that are not success rates cannot be put together")
     reference = stored[0].reference
     rows, left_out = _rows(stored, summaries, reference)

@@ -144,7 +144,7 @@ def _all_tasks(stored: Stored, summaries: Summaries) -> list[str]:
     scores = aggregate_table(stored, comparison)
     if not scores:
         scores = [
-            "No mean over tasks: the suite gives no bounds to normalise scores by, which may differ in scale.",
+            "No mean over tasks: the scores are no success rates, and may differ in scale.",
             "",
         ]
     return [*lines, *scores, *improvement_table(stored, comparison)]

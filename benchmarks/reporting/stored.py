@@ -84,22 +84,6 @@ class Stored:
         """The algorithm that the others are compared with: SWFP, or the suite's first."""
         return "swfp" if "swfp" in self.suite.algos else self.suite.algos[0]
 
-    @property
-    def has_rates(self) -> bool:
-        """Whether the scores are success rates: all in [0, 1], and the suite gives no other bounds."""
-        scores = (score for result in self.all for _, score in result.curve)
-        bounds = (self.suite.bounds or {}).values()
-        return all(each == (0.0, 1.0) for each in bounds) and all(0.0 <= score <= 1.0 for score in scores)
-
-    def bounds(self, task: str) -> tuple[float, float] | None:
-        """
-        :param task: Name of a task
-        :return: Scores that count as 0 and as 1 when tasks are put together, ``None`` if none are known
-        """
-        if self.has_rates:
-            return 0.0, 1.0
-        return (self.suite.bounds or {}).get(task)
-
 
 def collect(name: str, root: Path) -> Stored:
     """
@@ -107,7 +91,8 @@ def collect(name: str, root: Path) -> Stored:
     :param root: Folder of all results
     :return: Its results
     :raises ValueError: if there are results that must not be averaged: of different code within one algorithm, of
-        different packages within a task, of different settings within both, scores that are not finite; all are named
+        different packages within a task, of different settings within both, or scores that are not finite, or no rates
+        where they should be; all are named
     """
     suite, begun = SUITES[name], set()
     found: dict[tuple[str, str], list[Result]] = {}
@@ -118,7 +103,7 @@ def collect(name: str, root: Path) -> Stored:
             begun.add(cell)
         else:
             found.setdefault((cell.task, cell.algo), []).append(result)
-            problems += _invalid(result, cell, root)
+            problems += _invalid(result, cell, root, suite.rates)
     for algo in suite.algos:
         groups = [results for (_, other), results in found.items() if other == algo]
         problems += _differences(algo, [result for results in groups for result in results], "versions", root, {"code"})
@@ -149,12 +134,14 @@ def _cells(name: str, suite: Suite, root: Path) -> Iterator[Cell]:
         yield from sorted(cells, key=lambda cell: (suite.algos.index(cell.algo), cell.seed))
 
 
-def _invalid(result: Result, cell: Cell, root: Path) -> list[str]:
+def _invalid(result: Result, cell: Cell, root: Path, rates: bool) -> list[str]:
     folder = cell.folder(root)
     if result.cell != cell:
         return [f"{folder} holds the result of another cell, {result.cell}: move it back or remove it"]
     if not all(math.isfinite(score) for _, score in result.curve):
         return [f"{folder} has a score that is not a finite number: see its log.txt, then remove the folder and rerun"]
+    if rates and not all(0.0 <= score <= 1.0 for _, score in result.curve):
+        return [f"{folder} has a success rate outside [0, 1]: remove the folder and rerun"]
     if any(after <= before for (before, _), (after, _) in pairwise(result.curve)):
         return [f"{folder} has evaluations whose environment steps do not increase: remove the folder and rerun"]
     return []

@@ -49,7 +49,7 @@ class Format:
 
 
 PERCENT = Format(100.0, 1)
-NORMALISED = Format(1.0, 3)
+PROBABILITY = Format(1.0, 3)
 
 
 def score_format(stored: Stored, task: str) -> Format:
@@ -58,7 +58,7 @@ def score_format(stored: Stored, task: str) -> Format:
     :param task: Name of a task
     :return: Success rates in per cent, returns with about 3 to 4 digits of a middling final one
     """
-    if stored.has_rates:
+    if stored.suite.rates:
         return PERCENT
     results = [result for algo in stored.suite.algos for result in stored.of(task, algo)]
     # Not of the largest: one run that diverges would hide what the others differ in
@@ -135,7 +135,7 @@ def steadiness_table(stored: Stored, task: str, summaries: Summaries) -> list[st
 def _episodes(stored: Stored, task: str, algo: str) -> int | None:
     """Episodes of an evaluation, where they can tell its noise: of success rates, and if the settings say it."""
     results = stored.of(task, algo)
-    return results[0].config.get("eval_episodes") if results and stored.has_rates else None
+    return results[0].config.get("eval_episodes") if results and stored.suite.rates else None
 
 
 def details_table(stored: Stored, task: str) -> list[str]:
@@ -162,16 +162,15 @@ def aggregate_table(stored: Stored, comparison: Comparison) -> list[str]:
     """
     :param stored: Results of a suite
     :param comparison: Its tasks put together
-    :return: Each algorithm over all tasks; nothing without bounds to normalise by
+    :return: Each algorithm over all tasks; nothing where scores are no success rates
     """
-    write = PERCENT if stored.has_rates else NORMALISED
 
     def maybe(difference: float | None) -> str:
-        return NONE if difference is None else write(difference, "+")
+        return NONE if difference is None else PERCENT(difference, "+")
 
     rows = [
         [
-            *(algo, str(comparison.runs[algo]), write.estimate(each.final), write(each.mean), write(each.area)),
+            *(algo, str(comparison.runs[algo]), PERCENT.estimate(each.final), PERCENT(each.mean), PERCENT(each.area)),
             *(maybe(each.dip), maybe(each.below)),
         ]
         for algo, each in comparison.algos.items()
@@ -202,7 +201,7 @@ def improvement_cells(improvement: Improvement, tasks: int) -> list[str]:
     verdict = "no interval"
     if low is not None and high is not None:
         verdict = "yes, above" if low[0] > 0.5 else "yes, below" if high[0] < 0.5 else "no"
-    return [NORMALISED.estimate(improvement.probability), verdict, f"{improvement.matched} of {tasks}"]
+    return [PROBABILITY.estimate(improvement.probability), verdict, f"{improvement.matched} of {tasks}"]
 
 
 def cost_table(stored: Stored) -> list[str]:

@@ -57,7 +57,7 @@ class Suite:
     :param packages: Names of packages that it depends on, beside those that all depend on
     :param unit: What a run's steps are
     :param columns: Numbers that the report shows of a result's details, by their titles
-    :param bounds: Of each task's score, to normalise it by; ``None`` where scores are not comparable
+    :param rates: Whether scores are success rates, in [0, 1], of which a mean over tasks says something
     """
 
     description: str
@@ -69,7 +69,7 @@ class Suite:
     run: Callable[[Cell, dict[str, Any], int, Path], dict[str, Any]]
     curve: Callable[[Path], Curve]
     check: Callable[[str], None] = lambda task: None
-    bounds: Mapping[str, tuple[float, float]] | None = None
+    rates: bool = False
     modules: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     unit: str = "environment step"

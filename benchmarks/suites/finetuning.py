@@ -72,7 +72,7 @@ def finetuning_suite(
         run,
         curve,
         partial(_check, tasks, how_to_make),
-        {name: (0.0, 1.0) for name in tasks},
+        True,
         ("sb3_swfp.callbacks",),
         ("gymnasium-robotics", "minari"),
     )

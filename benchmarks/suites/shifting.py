@@ -32,7 +32,7 @@ def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[
     Clone the first Boltzmann density, then learn while the modes turn.
 
     :param cell: The cell
-    :param settings: Hyperparameters, which :func:`~benchmarks.toy_runs.shifting_run` has itself
+    :param settings: Hyperparameters
     :param steps: Environment steps
     :param folder: Where the curve goes
     :return: Regrets and the best mode's share at each look
@@ -42,7 +42,7 @@ def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[
     from benchmarks.toy_runs import shifting_run
 
     th.set_num_threads(1)
-    numbers = shifting_run(_ALGORITHMS[cell.algo][0], cell.seed, steps, lambda _: None)
+    numbers = shifting_run(_ALGORITHMS[cell.algo][0], settings, cell.seed, steps, lambda _: None)
     scores = [-regret for regret in numbers["flow_regret"]]
     save_curve(folder, list(zip(numbers["steps"], scores, strict=True)))
     return numbers

@@ -24,10 +24,9 @@ def settings(cell: Cell) -> dict[str, Any]:
     :param cell: The cell
     :return: Its blocks and step size, and what all cells share
     """
-    from benchmarks.jko_runs import SETTINGS
-    from benchmarks.toy_runs import ALPHA
+    from benchmarks.jko_runs import step_size_settings
 
-    return SETTINGS | dict(n_blocks=_BLOCKS[cell.task], jko_step_size=_STEP_SIZES[cell.algo], ent_coef=ALPHA)
+    return step_size_settings(_BLOCKS[cell.task], _STEP_SIZES[cell.algo])
 
 
 def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[
         curve.append((step, -divergence))
         save_curve(folder, curve)
 
-    return step_size_run(settings["n_blocks"], settings["jko_step_size"], cell.seed, steps, look)
+    return step_size_run(settings, cell.seed, steps, look)
 
 
 def epochs_that_rose(details: Mapping[str, Any]) -> int:
