@@ -25,7 +25,7 @@ from tiny import Mirror, mirror_demonstrations, same, tiny_model, weights, with_
 
 from sb3_swfp import SWFP
 
-#: What the issue promises in the logs, with demonstrations and entropy switched on
+#: What reaches TensorBoard (docs/metrics.md), with demonstrations and entropy switched on
 KEYS = {
     "actor_learning_rate",
     "actor_loss",
