@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -24,6 +25,15 @@ else:
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """For closed forms: networks of 64 bits, of the same random weights each time."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

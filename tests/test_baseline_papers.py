@@ -11,13 +11,13 @@ import pytest
 import torch as th
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from test_baselines import make
+from tiny import Mirror, mirror_demonstrations
 
 from sb3_swfp.baselines.calql import CalibratedSamples, CalQL, MonteCarloReplayBuffer
 from sb3_swfp.baselines.ibrl import PreloadedReplayBuffer
 from sb3_swfp.baselines.swfp_kl import kl_of_weights, temperature_of_kl, velocity_change
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
-from tests.test_baselines import make
-from tests.tiny import Mirror, mirror_demonstrations
 
 
 def test_rlpd_updates_often_and_takes_half_of_each_batch_from_demonstrations() -> None:

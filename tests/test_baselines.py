@@ -15,11 +15,11 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
+from tiny import Mirror, mirror_demonstrations
 
 import sb3_swfp.baselines as baselines
 from sb3_swfp import DemonstrationReplayBuffer
 from sb3_swfp.base import DemonstrationAlgorithm
-from tests.tiny import Mirror, mirror_demonstrations
 
 SMALL = dict(net_arch=[32, 32])
 FLOW = dict(n_blocks=2, block_net_arch=[16])

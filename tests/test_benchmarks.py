@@ -18,6 +18,8 @@ import pytest
 
 pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
 
+from tiny import subprocess_environment  # noqa: E402
+
 from benchmarks import __main__ as command_line  # noqa: E402
 from benchmarks import runner  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
@@ -25,7 +27,6 @@ from benchmarks.arguments import seed_range  # noqa: E402
 from benchmarks.cells import Cell, Result  # noqa: E402
 from benchmarks.report import report  # noqa: E402
 from benchmarks.suites import SUITES  # noqa: E402
-from tests.tiny import subprocess_environment  # noqa: E402
 
 RUN = ["run", "--suite", "scratch", "--tasks", "Pendulum-v1", "--seeds", "0"]
 

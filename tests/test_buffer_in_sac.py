@@ -9,21 +9,15 @@ import numpy as np
 import pytest
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from tiny import record
 
-from sb3_swfp.demonstrations import DemonstrationReplayBuffer, Demonstrations, Episode
+from sb3_swfp.demonstrations import DemonstrationReplayBuffer
 
 
 def pendulum_demonstrations(tmp_path: Path) -> str:
-    env, rng = gym.make("Pendulum-v1"), np.random.default_rng(0)
-    observations, actions, rewards = [env.reset(seed=0)[0]], [], []
-    for _ in range(30):
-        actions.append(rng.uniform(-2, 2, 1).astype(np.float32))
-        observation, reward, *_ = env.step(actions[-1])
-        observations.append(observation)
-        rewards.append(float(reward))
-    never = np.zeros(30, bool)
+    env, rng = gym.make("Pendulum-v1", max_episode_steps=30), np.random.default_rng(0)
     path = tmp_path / "pendulum.npz"
-    Demonstrations([Episode(np.array(observations), np.array(actions), np.array(rewards), never, never)]).save(path)
+    record(env, 1, lambda _: rng.uniform(-2, 2, 1).astype(np.float32)).save(path)
     return str(path)
 
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from tiny import goal_env, record
 
 from sb3_swfp.demonstrations import DemonstrationReplayBuffer, Demonstrations, Episode, NStepDictReplayBuffer
 
@@ -358,25 +358,11 @@ def test_bad_batch_size() -> None:
         make_buffer(demonstrations=make_demonstrations(3)).sample(0)
 
 
-def goal_env() -> BitFlippingEnv:
-    return BitFlippingEnv(n_bits=4, continuous=True, max_steps=4)
-
-
 def goal_demonstrations(n: int) -> Demonstrations:
-    env: gym.Env = goal_env()
-    episodes = []
-    for seed in range(n):
-        env.action_space.seed(seed)
-        observations, actions, rewards, done, truncated = [env.reset(seed=seed)[0]], [], [], False, False
-        while not (done or truncated):
-            actions.append(env.action_space.sample())
-            observation, reward, done, truncated, _ = env.step(actions[-1])
-            observations.append(observation)
-            rewards.append(reward)
-        last = np.arange(len(actions)) == len(actions) - 1
-        stacked = {key: np.array([each[key] for each in observations]) for key in observations[0]}
-        episodes.append(Episode(stacked, np.array(actions), np.array(rewards), last & done, last & truncated))
-    return Demonstrations(episodes)
+    """Random ones, whose episodes end in different states."""
+    env = goal_env()
+    env.action_space.seed(0)
+    return record(env, n, lambda _: env.action_space.sample())
 
 
 def test_hindsight() -> None:

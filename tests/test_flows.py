@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch as th
@@ -13,13 +12,7 @@ from sb3_swfp.bounds import bound_action
 from sb3_swfp.flows import EXACT_LOG_DET_MAX_DIM, FlowCascade
 from sb3_swfp.policies import cascade_log_prob
 
-
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    th.manual_seed(0)
-    th.set_default_dtype(th.float64)
-    yield
-    th.set_default_dtype(th.float32)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def random_cascade(d: int, n_blocks: int = 3, euler_steps: int = 1, scale: float = 0.3) -> FlowCascade:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 import pytest
 import torch as th
@@ -14,13 +13,7 @@ from sb3_swfp.flows import FlowCascade
 from sb3_swfp.jko import MEASURE_EVERY, PLAN_PARTICLES, JKOStep, drift_along_noise, entropy_stride
 from sb3_swfp.transport import JKOStepSize
 
-
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    th.set_default_dtype(th.float64)
-    th.manual_seed(0)
-    yield
-    th.set_default_dtype(th.float32)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def cascades(dim: int, n_blocks: int = 5, euler_steps: int = 1) -> tuple[FlowCascade, FlowCascade]:
