@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.adroit_data import make_datasets
 from benchmarks.arguments import positive, seed_range
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, Result
 from benchmarks.report import report
 from benchmarks.runner import run_cell, run_cells
 from benchmarks.suites import SUITES
@@ -66,6 +66,8 @@ def _run(parsed: argparse.Namespace) -> None:
     try:
         print(report([parsed.suite], parsed.out))
     except (OSError, ImportError, ValueError) as error:
+        if any(Result.load(cell.folder(parsed.out)) is None for cell in cells):
+            raise SystemExit(str(error)) from error  # another runner is at them
         # Hours of cells that are there are no failure because a table over them, or over other tasks', is not
         print(f"All {len(cells)} cells have results. No report of them:\n{error}", file=sys.stderr)
 

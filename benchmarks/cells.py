@@ -67,7 +67,10 @@ class Result:
     def save(self, folder: Path) -> None:
         """
         :param folder: Folder of the cell; the file appears in it as a whole or not at all
+        :raises FileNotFoundError: if somebody has removed the folder
         """
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is gone, so its result is not kept")
         with atomic_path(folder / "result.json") as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.cells import Cell, Result
 from benchmarks.suites import SUITES
+from benchmarks.suites.base import Curve
 
 ROOT = Path(__file__).resolve().parents[1]
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -50,8 +52,7 @@ def run_cell(cell: Cell, steps: int, folder: Path, runner: int) -> None:
     settings = suite.settings(cell)
     details = suite.run(cell, settings, steps, folder)
     curve = suite.curve(folder)
-    # Whatever ended a run early without an error: stored, it would count as finished
-    if not curve or curve[-1][0] < steps - (curve[-1][0] - curve[-2][0] if len(curve) > 1 else 0):
+    if not _reaches_the_end(curve, steps, settings):
         raise RuntimeError(f"{folder}: evaluated at {[step for step, _ in curve]} only, of {steps} steps")
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result = Result(
@@ -65,6 +66,14 @@ def run_cell(cell: Cell, steps: int, folder: Path, runner: int) -> None:
         details=details,
     )
     result.save(folder)
+
+
+def _reaches_the_end(curve: Curve, steps: int, settings: Mapping[str, Any]) -> bool:
+    """False if whatever ended the run early raised no error: its result, stored, would count as finished."""
+    if not curve:
+        return False
+    interval = curve[-1][0] - curve[-2][0] if len(curve) > 1 else settings.get("eval_freq", 1)
+    return steps - curve[-1][0] < max(interval, 1)
 
 
 def _end_with(parent: int) -> None:
@@ -94,9 +103,9 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
     """
     budgets = {cell: SUITES[cell.suite].tasks[cell.task] if steps is None else steps for cell in cells}
     waiting = [cell for cell in cells if not _is_finished(cell, root, budgets[cell])]
+    waiting = [cell for cell in waiting if not _copied(cell, root, budgets[cell])]
     for suite, task in dict.fromkeys((cell.suite, cell.task) for cell in waiting):
         SUITES[suite].check(task)  # one line now instead of a log for each cell
-    waiting = [cell for cell in waiting if not _copied(cell, root, budgets[cell])]
     running: list[_Running] = []
     failed: list[Path] = []
     total = sum(budgets[cell] for cell in waiting)
@@ -201,17 +210,19 @@ def _same_seed_elsewhere(cell: Cell) -> Iterator[Cell]:
 def _claim(folder: Path) -> IO[str] | None:
     """A cell's lock, which ends with this process; ``None`` while another runner has it, or if it has used it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = (folder.parent / f".{folder.name}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    path = folder.parent / f".{folder.name}.lock"
+    while True:
+        lock = path.open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        # Its last owner may have removed the file between opening and locking: another runner may have a new one by now
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                break
         lock.close()
-        return None
-    # Its last owner may have removed the file between opening and locking: another runner may have a new one by now
-    path = Path(lock.name)
-    if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-        lock.close()
-        return None
     if Result.load(folder) is not None:
         _release(lock)
         return None

@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-import yaml
 from tiny import Mirror, metrics, mirror_demonstrations, tiny_model, with_demonstrations
 
 import sb3_swfp
@@ -29,7 +28,8 @@ on_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.nam
 
 def blocks(page: Path, language: str) -> list[str]:
     """:return: the page's code blocks in a language"""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [text for name, text in fenced if name == language]
 
 
 def anchors(page: Path) -> set[str]:
@@ -62,11 +62,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_comments_name_pages_and_anchors_that_exist() -> None:
-    named = [(path, each) for path in SOURCES for each in re.findall(r"docs/[\w-]+\.md(?:#[\w-]+)?", path.read_text())]
+    named = [
+        (path, each) for path in SOURCES for each in re.findall(r"docs/[\w-]+\.md(?:#[\w-]+)?", path.read_text("utf-8"))
+    ]
     assert named
-    for path, target in named:
-        if path != Path(__file__) and "results.md" not in target:
-            assert_leads_somewhere(ROOT / path.name, target)
+    for path, each in named:
+        assert_leads_somewhere(ROOT / path.name, each)
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -132,22 +133,26 @@ def test_imports_are_there(page: Path) -> None:
 
 @on_every_page
 def test_yaml_can_be_read(page: Path) -> None:
+    yaml = pytest.importorskip("yaml", reason='comes with RL Zoo: pip install "sb3-swfp[zoo]"')
     for block in blocks(page, "yaml"):
         assert yaml.safe_load(block)
 
 
-@on_every_page
-def test_benchmark_commands_are_known(page: Path) -> None:
+def benchmark_commands(page: Path) -> list[str]:
+    """:return: what follows ``python -m benchmarks`` in the page's code"""
+    lines = [line.partition("#")[0] for block in blocks(page, "") for line in block.splitlines()]
+    return [match[1] for line in lines if (match := re.match(r"python -m benchmarks (\w.*)", line))]
+
+
+def test_benchmark_commands_are_known() -> None:
     pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
     from benchmarks.__main__ import _choose, _parser
     from benchmarks.suites import SUITES
 
-    lines = [line for block in blocks(page, "") for line in block.splitlines()]
-    for line in lines:
-        command, _, arguments = line.partition("#")[0].partition("python -m benchmarks ")
-        if command or not arguments:
-            continue
-        parsed = _parser().parse_args(shlex.split(arguments))
+    commands = [command for page in PAGES for command in benchmark_commands(page)]
+    assert len(commands) > len(SUITES)
+    for command in commands:
+        parsed = _parser().parse_args(shlex.split(command))
         if parsed.command == "run":
             suite = SUITES[parsed.suite]
             _choose("task", parsed.tasks, tuple(suite.tasks))

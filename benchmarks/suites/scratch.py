@@ -30,15 +30,20 @@ def settings(cell: Cell) -> dict[str, Any]:
 
         source = config_path()
     else:
-        zoo = find_spec("rl_zoo3")
-        if zoo is None or zoo.origin is None:
-            raise ImportError('The suite "scratch" needs RL Zoo: pip install "sb3-swfp[zoo]"')
-        source = Path(zoo.origin).parent / "hyperparams" / f"{cell.algo}.yml"
+        source = _zoo() / "hyperparams" / f"{cell.algo}.yml"
     entries = yaml.safe_load(source.read_text(encoding="utf-8"))
     entry = entries.get(cell.task) or entries.get(cell.task.replace("-v5", "-v4"))
     if entry is None:
         raise ValueError(f"{source} has no hyperparameters of {cell.algo} for {cell.task}")
     return dict(entry)
+
+
+def _zoo() -> Path:
+    """Folder of RL Zoo's package."""
+    zoo = find_spec("rl_zoo3")
+    if zoo is None or zoo.origin is None:
+        raise ImportError('The suite "scratch" needs RL Zoo: pip install "sb3-swfp[zoo]"')
+    return Path(zoo.origin).parent
 
 
 def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[str, Any]:
@@ -67,6 +72,10 @@ def run(cell: Cell, settings: dict[str, Any], steps: int, folder: Path) -> dict[
     return {"device": str(get_device("auto"))}
 
 
+def _check(task: str) -> None:
+    _zoo()
+
+
 def curve(folder: Path) -> Curve:
     """
     :param folder: Folder of a cell
@@ -93,5 +102,6 @@ SUITES: Mapping[str, Suite] = {
         _MODULES.__getitem__,
         run,
         curve,
+        _check,
     ),
 }
