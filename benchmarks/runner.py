@@ -162,11 +162,8 @@ def _changed(result: Result, cell: Cell, steps: int) -> list[str]:
     current, wanted = SUITES[cell.suite].versions(cell.algo), _wanted(cell, steps)
     changed = [name for name in current if result.versions.get(name) != current[name]]
     # Also what the settings no longer have
-    return changed + [name for name in {**wanted, **result.config} if _differ(result.config, wanted, name)]
-
-
-def _differ(first: dict[str, Any], second: dict[str, Any], name: str) -> bool:
-    return (name in first) != (name in second) or first.get(name) != second.get(name)
+    names, absent = {**wanted, **result.config}, object()
+    return changed + [name for name in names if result.config.get(name, absent) != wanted.get(name, absent)]
 
 
 def _wanted(cell: Cell, steps: int) -> dict[str, Any]:
