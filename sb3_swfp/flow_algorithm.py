@@ -259,8 +259,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         """
         One gradient step of the soft-Q ensemble towards
         ``r + gamma^n (min over a random pair of Q_target(s', a') - alpha log pi(a'|s'))`` (REDQ, arXiv 2101.05982),
-        where ``a'`` is picked from ``target_candidates`` particles by the ensemble's mean, once the critic is ripe
-        (EMaQ, arXiv 2007.11091).
+        where ``a'`` is picked from ``target_candidates`` particles, once the critic is ripe (EMaQ, arXiv 2007.11091),
+        by the mean of the critics outside that pair (double Q-learning; a pair alone picks and judges).
 
         :param batch: Transitions
         :param ent_coef: Entropy coefficient
@@ -323,7 +323,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         noise: th.Tensor,
         ent_coef: float,
     ) -> th.Tensor:
-        """Soft values of the ensemble's picks among the particles of ``noise``, ``[B, M, d]``: ``[B]``."""
+        """Soft values of what the critics pick among the particles of ``noise``, ``[B, M, d]``: ``[B]``."""
         n, m, _ = noise.shape
         actions = bound_action(cascade.integrate(features, noise.flatten(0, 1)).particles[-1])
         judges, pickers = self._judges_and_pickers()

@@ -1,11 +1,11 @@
 """
 Values of many candidate actions per state, without gradients: what a clone's critic update spends most of its time on.
 
-LayerNorm before each activation, as :class:`~sb3_swfp.critics.EnsembleQNetwork` has it, takes two passes over every
-hidden layer and writes fresh memory. Neither is needed where nothing is differentiated: the mean over a layer's units
-is linear in its input, so weights with it taken out once leave nothing to subtract from any row; and to divide by the
-positive deviation commutes with ReLU and with the next product, where after the last layer one number is left of each
-row.
+LayerNorm before each activation, as :class:`~sb3_swfp.critics.EnsembleQNetwork` has it, takes several passes over
+every hidden layer and writes fresh memory. Where nothing is differentiated fewer do, in place: the mean over a layer's
+units is linear in its input, so weights with it taken out once leave nothing to subtract from any row; and dividing by
+the positive deviation commutes with ReLU and with the next product, so that after the last hidden layer it is left to
+the one number that remains of each row.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from sb3_swfp.critics import LAYER_NORM_EPS, EnsembleQNetwork, SoftQEnsemble
 
-#: Actions that are valued at a time on the CPU: so many rows of five critics' hidden layers stay in a core's own cache,
-#: where more would be fresh memory from the system in every call
+#: Actions that are valued at a time on the CPU: so many rows of a few critics' hidden layers are reused memory, mostly
+#: in a core's own cache, where thousands are fresh memory from the system in every call
 _ACTIONS_AT_A_TIME = 256
 
 
@@ -70,7 +70,7 @@ def _upper_layers(hidden: th.Tensor, centred: _Centred) -> th.Tensor:
         variance = th.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_().mul_(1.0 / hidden.shape[-1])
         factor = variance.add_(LAYER_NORM_EPS).rsqrt_()
         F.relu_(hidden)
-        if depth < last:
+        if depth < last:  # the next layer's bias and variance need it
             hidden.mul_(factor)
         if depth == 0:
             hidden, factor = hidden.transpose(0, 1), factor.transpose(0, 1)

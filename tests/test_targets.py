@@ -30,7 +30,7 @@ def known_q_values(actions: th.Tensor) -> th.Tensor:
 def know(monkeypatch: pytest.MonkeyPatch, model: SWFP, q_values: Callable[..., th.Tensor]) -> None:
     """Let the target's critics be ``q_values``."""
     monkeypatch.setattr(model.critic_target, "q_values", q_values)
-    monkeypatch.setattr("sb3_swfp.flow_algorithm.candidate_values", lambda _, *arguments: q_values(*arguments))
+    monkeypatch.setattr("sb3_swfp.flow_algorithm.candidate_values", lambda critic, *rest: critic.q_values(*rest))
 
 
 def model_with_known_critics(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> SWFP:
@@ -65,12 +65,29 @@ def particles(model: SWFP, m: int, actor: FlowActor | None = None) -> th.Tensor:
         return bound_action(actor.cascade.integrate(features, actor.noise(m * N_STATES)).particles[-1])
 
 
-def test_the_others_pick_and_the_pair_s_minimum_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("order", [[2, 0, 1], [0, 1, 2], [1, 2, 0]])
+def test_the_others_pick_and_the_pair_s_minimum_judges(monkeypatch: pytest.MonkeyPatch, order: list[int]) -> None:
     model = model_with_known_critics(monkeypatch, target_candidates=4)
+    monkeypatch.setattr(th, "randperm", lambda n: th.tensor(order))
     known = known_q_values(particles(model, 4)).view(3, N_STATES, 4)
-    picked = known[1].argmax(dim=1, keepdim=True)
-    expected = known[[0, 2]].amin(dim=0).gather(1, picked)[:, 0]
+    picked = known[order[2]].argmax(dim=1, keepdim=True)
+    expected = known[order[:2]].amin(dim=0).gather(1, picked)[:, 0]
     th.testing.assert_close(values(model), expected)
+
+
+def test_of_five_the_mean_of_three_picks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_with_known_critics(monkeypatch, target_candidates=4, policy_kwargs={"n_critics": 5})
+    optima, order = th.tensor([-0.9, -0.4, 0.0, 0.3, 0.8]), [3, 0, 4, 1, 2]
+
+    def q_values(_: th.Tensor, actions: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
+        known = -(actions[:, 0] - optima[:, None]).abs()
+        return known if members is None else known[members]
+
+    know(monkeypatch, model, q_values)
+    monkeypatch.setattr(th, "randperm", lambda n: th.tensor(order))
+    known = q_values(th.empty(0), particles(model, 4)).view(5, N_STATES, 4)
+    picked = known[order[2:]].mean(dim=0).argmax(dim=1, keepdim=True)
+    th.testing.assert_close(values(model), known[order[:2]].amin(dim=0).gather(1, picked)[:, 0])
 
 
 def test_a_pair_alone_picks_and_judges(monkeypatch: pytest.MonkeyPatch) -> None:

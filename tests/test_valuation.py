@@ -28,11 +28,14 @@ def ensemble(net_arch: list[int] | None = None, n_critics: int = 4, layer_norm: 
     return critic
 
 
+@pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("net_arch", [[32], [32, 16], [16, 32, 8]])
 @pytest.mark.parametrize("members", [None, [3], [2, 0], [0, 1, 2, 3]])
 @pytest.mark.parametrize(("n_states", "m"), [(1, 1), (300, 1), (100, 7), (3, 600)])
-def test_values_are_the_critics(net_arch: list[int], members: list[int] | None, n_states: int, m: int) -> None:
-    critic = ensemble(net_arch)
+def test_values_are_the_critics(
+    net_arch: list[int], layer_norm: bool, members: list[int] | None, n_states: int, m: int
+) -> None:
+    critic = ensemble(net_arch, layer_norm=layer_norm)
     chosen = None if members is None else th.tensor(members)
     # Features far from 0, as from environments that nobody normalised
     features, actions = 20.0 + 5.0 * th.randn(n_states, 5), th.rand(n_states * m, 3) * 2 - 1
@@ -52,6 +55,12 @@ def test_there_are_no_gradients_and_nothing_is_overwritten(layer_norm: bool) -> 
     assert not candidate_values(critic, features, actions).requires_grad
     assert th.equal(features, copies[0]) and th.equal(actions.detach(), copies[1])
     assert all(th.equal(value, before[name]) for name, value in critic.state_dict().items())
+
+
+def test_the_package_s_own_critics_are_not_asked_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    critic = ensemble()
+    monkeypatch.setattr(critic, "q_values", None)
+    assert candidate_values(critic, th.randn(4, 5), th.rand(8, 3)).shape == (4, 8)
 
 
 def test_a_network_of_one_s_own_is_asked_itself() -> None:
