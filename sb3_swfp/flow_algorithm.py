@@ -36,6 +36,7 @@ from sb3_swfp.pretraining import (
 )
 from sb3_swfp.ripeness import CriticRipeness
 from sb3_swfp.trial import CriticTrial
+from sb3_swfp.valuation import candidate_values
 
 #: Initial temperature after pretraining with ``ent_coef="auto"``, relative to the size of the returns
 _INITIAL_TEMPERATURE = 1e-3
@@ -49,9 +50,6 @@ _CLONE_TAU_RATIO = 0.4
 _CLONE_DEMONSTRATION_SHARE, _BUFFER_DEMONSTRATION_SHARE = 0.1, 0.5
 #: Least share of its first movement per epoch that a flow aims at whose movement falls
 _LEAST_MOVEMENT = 0.1
-#: Candidates whose values are taken at a time on the CPU: beyond, the hidden layers are fresh memory from the system in
-#: every call, which costs up to half as much as the products (2,048 candidates, 5 critics: 36 ms at once, 25 in parts)
-_PARTICLES_AT_A_TIME = 512
 
 
 @contextmanager
@@ -261,8 +259,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         """
         One gradient step of the soft-Q ensemble towards
         ``r + gamma^n (min over a random pair of Q_target(s', a') - alpha log pi(a'|s'))`` (REDQ, arXiv 2101.05982),
-        where ``a'`` is picked from ``target_candidates`` particles by the ensemble's mean, once the critic is ripe
-        (EMaQ, arXiv 2007.11091).
+        where ``a'`` is picked from ``target_candidates`` particles, once the critic is ripe (EMaQ, arXiv 2007.11091),
+        by the mean of the critics outside that pair (double Q-learning; a pair alone picks and judges).
 
         :param batch: Transitions
         :param ent_coef: Entropy coefficient
@@ -306,10 +304,16 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         sweep = actor.cascade.integrate(features, noise, log_det=ent_coef > 0.0)
         actions = bound_action(sweep.particles[-1])
         log_prob = cascade_log_prob(sweep) if ent_coef > 0.0 else th.zeros(len(actions), device=self.device)
-        return self.critic_target.q_values(critic_features, actions, self._pair()).amin(dim=0) - ent_coef * log_prob
+        judges, _ = self._judges_and_pickers()
+        return self.critic_target.q_values(critic_features, actions, judges).amin(dim=0) - ent_coef * log_prob
 
-    def _pair(self) -> th.Tensor:
-        return th.randperm(self.critic.n_critics)[:2]
+    def _judges_and_pickers(self) -> tuple[th.Tensor, th.Tensor]:
+        """
+        A random pair that values the pick, and the critics that make it: the others, since a critic thinks too well of
+        the action that it likes best (double Q-learning, van Hasselt, NeurIPS 2010). A pair alone does both.
+        """
+        order = th.randperm(self.critic.n_critics)
+        return order[:2], order[2:] if len(order) > 2 else order
 
     def _picked_values(
         self,
@@ -319,30 +323,20 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         noise: th.Tensor,
         ent_coef: float,
     ) -> th.Tensor:
-        """Soft values of the ensemble's picks among the particles of ``noise``, ``[B, M, d]``: ``[B]``."""
+        """Soft values of what the critics pick among the particles of ``noise``, ``[B, M, d]``: ``[B]``."""
         n, m, _ = noise.shape
         actions = bound_action(cascade.integrate(features, noise.flatten(0, 1)).particles[-1])
-        q_values = self._target_q_values(critic_features, actions).view(-1, n, m)
-        # The whole ensemble picks, as when acting. The pair that judges is cheaper, and learned less where it was tried
-        # (docs/experiments-clones.md)
-        scores = q_values.mean(dim=0)
+        judges, pickers = self._judges_and_pickers()
+        scores = candidate_values(self.critic_target, critic_features, actions, pickers).mean(dim=0).view(n, m)
         picked = pick(scores, self.policy.temperature).unsqueeze(1)
-        values = q_values[self._pair()].amin(dim=0).gather(1, picked).squeeze(1)
+        chosen = actions.view(n, m, -1)[th.arange(n), picked.squeeze(1)]
+        values = self.critic_target.q_values(critic_features, chosen, judges).amin(dim=0)
         if ent_coef > 0.0:
             sweep = cascade.integrate(features, noise[th.arange(n), picked.squeeze(1)], log_det=True)
             # Picks with weights w have the density M w pi, to be had from M particles alone: less entropy than pi's
             log_weights = th.log_softmax(scores / self.policy.temperature, dim=1).gather(1, picked).squeeze(1)
             values = values - ent_coef * (cascade_log_prob(sweep) + log_weights + math.log(m))
         return values
-
-    def _target_q_values(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """Values of ``M`` actions per state, ``[B * M, d] -> [E, B * M]``, a part at a time on the CPU."""
-        per_state = len(actions) // len(features)
-        if actions.device.type != "cpu" or len(actions) <= _PARTICLES_AT_A_TIME:
-            return self.critic_target.q_values(features, actions)
-        states = max(_PARTICLES_AT_A_TIME // per_state, 1)
-        parts = zip(features.split(states), actions.split(states * per_state), strict=True)
-        return th.cat([self.critic_target.q_values(*part) for part in parts], dim=1)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1

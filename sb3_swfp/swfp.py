@@ -88,9 +88,10 @@ class SWFP(FlowAlgorithm):
     :param critic_warmup: Gradient steps that the critic gets before it may pick among candidates. After pretraining it
         must also prove itself (:class:`~sb3_swfp.ripeness.CriticRipeness`) before it picks in every episode, and the
         blocks follow its gradient after twice as many steps at the earliest
-    :param target_candidates: Actions per next state of which the critic picks one in its target once it is ripe,
-        as it picks when acting (EMaQ's N, arXiv 2007.11091); at most ``n_candidates``. 1 values the flow without the
-        picks; ``"auto"`` is 1 from scratch and ``n_candidates`` once pretrained
+    :param target_candidates: Actions per next state of which the critic picks one in its target once it is ripe, by
+        the softmax by which it explores (EMaQ's N, arXiv 2007.11091), but with the critics that don't judge the pick;
+        at most ``n_candidates``. 1 values the flow without the picks; ``"auto"`` is 1 from scratch and
+        ``n_candidates`` once pretrained
     :param noise_correlation: Correlation of the flow's noise from one step to the next while one particle explores
         (:class:`~sb3_swfp.noise.CorrelatedNoise`), in [0, 1). Tasks that white noise can't solve need 0.8 and more
     :param stats_window_size: Window size for the rollout logging

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ def known_q_values(actions: th.Tensor) -> th.Tensor:
     return 1.0 - (actions[:, 0] - optima[:, None]).square() + th.tensor([[0.0], [0.3], [0.1]])
 
 
+def know(monkeypatch: pytest.MonkeyPatch, model: SWFP, q_values: Callable[..., th.Tensor]) -> None:
+    """Let the target's critics be ``q_values``."""
+    monkeypatch.setattr(model.critic_target, "q_values", q_values)
+    monkeypatch.setattr("sb3_swfp.flow_algorithm.candidate_values", lambda critic, *rest: critic.q_values(*rest))
+
+
 def model_with_known_critics(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> SWFP:
     policy_kwargs = {"n_critics": 3} | kwargs.pop("policy_kwargs", {})
     model = tiny_model(policy_kwargs=policy_kwargs, **kwargs)
@@ -34,7 +41,7 @@ def model_with_known_critics(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> 
         values = known_q_values(actions)
         return values if members is None else values[members]
 
-    monkeypatch.setattr(model.critic_target, "q_values", q_values)
+    know(monkeypatch, model, q_values)
     monkeypatch.setattr(th, "randperm", lambda n: th.tensor([2, 0, 1]))  # the pair that judges
     model.policy.temperature.fill_(1e-8)
     return model
@@ -58,29 +65,37 @@ def particles(model: SWFP, m: int, actor: FlowActor | None = None) -> th.Tensor:
         return bound_action(actor.cascade.integrate(features, actor.noise(m * N_STATES)).particles[-1])
 
 
-def test_the_ensemble_s_mean_picks_and_the_pair_s_minimum_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("order", [[2, 0, 1], [0, 1, 2], [1, 2, 0]])
+def test_the_others_pick_and_the_pair_s_minimum_judges(monkeypatch: pytest.MonkeyPatch, order: list[int]) -> None:
     model = model_with_known_critics(monkeypatch, target_candidates=4)
+    monkeypatch.setattr(th, "randperm", lambda n: th.tensor(order))
     known = known_q_values(particles(model, 4)).view(3, N_STATES, 4)
-    picked = known.mean(dim=0).argmax(dim=1, keepdim=True)
-    expected = known[[0, 2]].amin(dim=0).gather(1, picked)[:, 0]
+    picked = known[order[2]].argmax(dim=1, keepdim=True)
+    expected = known[order[:2]].amin(dim=0).gather(1, picked)[:, 0]
     th.testing.assert_close(values(model), expected)
 
 
-@pytest.mark.parametrize(("n_states", "m"), [(2000, 1), (300, 3), (3, 600)])
-def test_values_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch, n_states: int, m: int) -> None:
-    model = tiny_model(policy_kwargs={"n_critics": 3})
-    features = th.randn(n_states, 3)
-    actions = th.rand(n_states * m, 1) * 2 - 1
-    at_once, rows = model.critic_target.q_values, []
+def test_of_five_the_mean_of_three_picks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_with_known_critics(monkeypatch, target_candidates=4, policy_kwargs={"n_critics": 5})
+    optima, order = th.tensor([-0.9, -0.4, 0.0, 0.3, 0.8]), [3, 0, 4, 1, 2]
 
-    def noted(features: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        rows.append(len(actions))
-        return at_once(features, actions)
+    def q_values(_: th.Tensor, actions: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
+        known = -(actions[:, 0] - optima[:, None]).abs()
+        return known if members is None else known[members]
 
-    monkeypatch.setattr(model.critic_target, "q_values", noted)
-    with th.no_grad():
-        th.testing.assert_close(model._target_q_values(features, actions), at_once(features, actions))
-    assert len(rows) > 1 and max(rows) <= max(512, m)
+    know(monkeypatch, model, q_values)
+    monkeypatch.setattr(th, "randperm", lambda n: th.tensor(order))
+    known = q_values(th.empty(0), particles(model, 4)).view(5, N_STATES, 4)
+    picked = known[order[2:]].mean(dim=0).argmax(dim=1, keepdim=True)
+    th.testing.assert_close(values(model), known[order[:2]].amin(dim=0).gather(1, picked)[:, 0])
+
+
+def test_a_pair_alone_picks_and_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_with_known_critics(monkeypatch, target_candidates=4, policy_kwargs={"n_critics": 2})
+    monkeypatch.setattr(th, "randperm", lambda n: th.tensor([1, 0]))
+    known = known_q_values(particles(model, 4))[:2].view(2, N_STATES, 4)
+    picked = known.mean(dim=0).argmax(dim=1, keepdim=True)
+    th.testing.assert_close(values(model), known.amin(dim=0).gather(1, picked)[:, 0])
 
 
 @pytest.mark.parametrize(("pretrained", "m"), [(False, 1), (True, 4)])
@@ -106,7 +121,7 @@ def test_a_clone_s_target_values_the_flow_that_is_trained(
         model.actor.cascade.biases[-1].add_(0.3)
     valued, other = (model.actor, model.actor_average) if pretrained else (model.actor_average, model.actor)
     expected, different = (
-        known.gather(2, known.mean(dim=0).argmax(dim=1).expand(3, N_STATES)[..., None])[[0, 2], :, 0].amin(dim=0)
+        known.gather(2, known[1].argmax(dim=1).expand(3, N_STATES)[..., None])[[0, 2], :, 0].amin(dim=0)
         for known in (known_q_values(particles(model, m, actor)).view(3, N_STATES, m) for actor in (valued, other))
     )
     th.testing.assert_close(values(model), expected)
@@ -225,11 +240,7 @@ def test_picks_have_the_entropy_of_the_density_that_they_have(monkeypatch: pytes
             (rate - 1.0) / cascade.step * th.eye(1).expand(*x[:, ::every].shape, 1),
         ),
     )
-    monkeypatch.setattr(
-        model.critic_target,
-        "q_values",
-        lambda _, actions, members=None: (slope / spread * actions[:, 0]).expand(2, -1),
-    )
+    know(monkeypatch, model, lambda _, actions, members=None: (slope / spread * actions[:, 0]).expand(2, -1))
     soft, hard = (values(model, ent_coef=ent_coef).mean().item() for ent_coef in (1.0, 0.0))
     assert hard == pytest.approx(slope**2, abs=0.05)
     assert soft - hard == pytest.approx(0.5 * np.log(2 * np.pi * np.e) + np.log(spread), abs=0.05)
