@@ -51,7 +51,12 @@ TASKS: Mapping[str, Task] = {
         eval_freq=2_000,
         arguments=_ARGUMENTS,
         # Roll-outs as long as it is from one evaluation to the next, and the discount that all have here
-        of_algorithm={"rlpd": _COOL, "clone": _COOL, "dppo": dict(gamma=0.98, n_steps=2_000, batch_size=200)},
+        of_algorithm={
+            "rlpd": _COOL,
+            "clone": _COOL,
+            "calql": _COOL,
+            "dppo": dict(gamma=0.98, n_steps=2_000, batch_size=200),
+        },
         prepare="benchmarks.suites.fetch.prepare",
     )
 }
@@ -65,11 +70,16 @@ def _for_dictionaries(algorithms: Mapping[str, Algorithm]) -> dict[str, Algorith
     }
 
 
-# Cal-QL is not here: hindsight changes the goals, and a Monte-Carlo return is one of the goal that was pursued
+def _with_hindsight(algorithms: Mapping[str, Algorithm]) -> dict[str, Algorithm]:
+    """A Monte-Carlo return is one of the goal that was pursued: Cal-QL with those of the goals of hindsight."""
+    path = "sb3_swfp.baselines.calql_hindsight.HindsightCalQL"
+    return {name: replace(one, path=path) if name == "calql" else one for name, one in algorithms.items()}
+
+
 SUITES: Mapping[str, Suite] = {
     "fetch": finetuning_suite(
         "offline to online on the demo's task, with hindsight goals, matched settings",
         TASKS,
-        _for_dictionaries(main_algorithms("swfp", "rlpd", "ibrl", "dppo", "clone")),
+        _with_hindsight(_for_dictionaries(main_algorithms("swfp", "rlpd", "calql", "ibrl", "dppo", "clone"))),
     ),
 }
