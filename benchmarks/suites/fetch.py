@@ -25,7 +25,8 @@ _ARGUMENTS: dict[str, Any] = dict(
 )
 _CLUMSINESS = 0.4
 #: A temperature starts at 1, a 457th of the scale of the door's critics. Here that is a ninth, and after 10,000 steps
-#: SAC would still be far wider than it is to become (docs/experiments.md#fetch-temperature)
+#: SAC would still be far wider than it is to become (docs/experiments.md#fetch-temperature). Cal-QL starts with
+#: the same, and its offline phase cools it besides
 _COOL = dict(ent_coef="auto_0.02")
 
 
@@ -71,7 +72,7 @@ def _for_dictionaries(algorithms: Mapping[str, Algorithm]) -> dict[str, Algorith
 
 
 def _with_hindsight(algorithms: Mapping[str, Algorithm]) -> dict[str, Algorithm]:
-    """A Monte-Carlo return is one of the goal that was pursued: Cal-QL with those of the goals of hindsight."""
+    """Cal-QL in the form that has relabelled goals and calibrates by their returns."""
     path = "sb3_swfp.baselines.calql_hindsight.HindsightCalQL"
     return {name: replace(one, path=path) if name == "calql" else one for name, one in algorithms.items()}
 

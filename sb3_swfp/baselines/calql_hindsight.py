@@ -1,7 +1,10 @@
-"""Cal-QL on goals: hindsight (Andrychowicz et al., arXiv 1707.01495) with Monte-Carlo returns of the goals it sets."""
+"""Cal-QL with hindsight experience replay (HER, arXiv 1707.01495): calibrated by the relabelled goals' returns."""
 
 from __future__ import annotations
 
+import io
+import pathlib
+import pkgutil
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,22 +12,37 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her import HerReplayBuffer
 from tqdm.auto import tqdm
 
-from sb3_swfp.baselines.calql import CalibratedSamples, CalQL
+from sb3_swfp.baselines.calql import _LAST_REWARDS, CalibratedSamples, CalQL
 from sb3_swfp.checks import check_arguments
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
 from sb3_swfp.pretraining import fit_normaliser, start_logging
 
 SelfHindsightCalQL = TypeVar("SelfHindsightCalQL", bound="HindsightCalQL")
-#: Rewards before a time limit whose mean is taken to go on, as in MonteCarloReplayBuffer
-_LAST_REWARDS = 10
-#: What other algorithms' files say for hindsight goals
-_SB3_CLASS = (HerReplayBuffer, "stable_baselines3.HerReplayBuffer")
 
 
-class HindsightMonteCarloBuffer(HerReplayBuffer):
+def _part_class(requested: Any) -> Any:
+    """SB3's class, which other algorithms take for hindsight goals, means the one that knows their returns."""
+    if isinstance(requested, str):
+        try:
+            requested = pkgutil.resolve_name(requested)
+        except (ImportError, AttributeError, ValueError):
+            return requested  # of which DemonstrationReplayBuffer says that there is no such class
+    if requested in (None, HerReplayBuffer):
+        return HindsightMonteCarloReplayBuffer
+    if not issubclass(requested, HindsightMonteCarloReplayBuffer):
+        raise ValueError(
+            "HindsightCalQL's online_buffer_class must be HindsightMonteCarloReplayBuffer or a subclass of it, not "
+            f"{requested.__name__}"
+        )
+    return requested
+
+
+class HindsightMonteCarloReplayBuffer(HerReplayBuffer):
     """
     SB3's ``HerReplayBuffer`` that also knows each transition's discounted Monte-Carlo return, for the goal it is
-    sampled with: where that is another one than was pursued, the rewards of the rest of the episode are computed anew.
+    sampled with: for a relabelled (virtual) one the rewards of the rest of the episode are computed anew. Such a return
+    is of behaviour that is known to reach the goal, so as a floor it is a high one. Where the environment ends an
+    episode once the pursued goal is reached, a relabelled return ends there, too, as SB3's ``dones`` do.
 
     Beyond a time limit the mean of an episode's last rewards, for the same goal, goes on for ever
     (:class:`~sb3_swfp.baselines.calql.MonteCarloReplayBuffer` says why).
@@ -54,13 +72,13 @@ class HindsightMonteCarloBuffer(HerReplayBuffer):
         """
         self._returns = []
         samples = super().sample(batch_size, env)
-        returns = np.concatenate(self._returns).reshape(-1, 1)
+        returns, self._returns = np.concatenate(self._returns).reshape(-1, 1), []
         if env is not None and env.norm_reward:
             # Scaled as rewards are, but not clipped as they are
             returns = returns / np.sqrt(env.ret_rms.var + env.epsilon)
         return CalibratedSamples(**samples._asdict(), monte_carlo_returns=self.to_torch(returns.astype(np.float32)))
 
-    # SB3 samples the transitions that keep their goals first, then those with goals of hindsight
+    # SB3 samples real transitions first, then virtual ones
 
     def _get_real_samples(
         self, batch_indices: np.ndarray, env_indices: np.ndarray, env: VecNormalize | None = None
@@ -103,7 +121,7 @@ class HindsightMonteCarloBuffer(HerReplayBuffer):
         if goals is None:
             rewards[counted] = self.rewards[flat]
         elif len(which) > 0:
-            assert self.env is not None, "a loaded buffer needs its environment: set_env()"
+            assert self.env is not None, "SB3 has asked for it to sample the goals' own rewards"
             infos = self.infos[flat] if self.copy_info_dict else [{} for _ in which]
             achieved = self.next_observations["achieved_goal"][flat]
             # All environments are taken to be alike, as SB3's buffer does
@@ -113,25 +131,38 @@ class HindsightMonteCarloBuffer(HerReplayBuffer):
 
 class HindsightCalQL(CalQL):
     """
-    :class:`~sb3_swfp.baselines.calql.CalQL` with hindsight goals, for environments that have a ``compute_reward``.
+    :class:`~sb3_swfp.baselines.calql.CalQL` with relabelled goals, for environments that have a ``compute_reward``.
 
-    The authors' has none. Without hindsight a goal is almost never reached in a small budget, so that here it gets what
-    the others get; each transition is calibrated by the return of the goal that it is sampled with.
+    The authors' code has no hindsight; here it is for comparisons in which all algorithms have it. Each transition is
+    calibrated by the return of the goal that it is sampled with. The buffer must have room for two episodes of each
+    environment: SB3 forgets an episode once its first transition is overwritten.
 
     :param args: As :class:`~sb3_swfp.baselines.calql.CalQL`
     :param kwargs: Likewise; ``replay_buffer_kwargs["online_buffer_kwargs"]`` may have ``n_sampled_goal`` and
         ``goal_selection_strategy``. SB3's ``HerReplayBuffer`` as ``online_buffer_class`` means
-        :class:`HindsightMonteCarloBuffer`
+        :class:`HindsightMonteCarloReplayBuffer`
     :raises ValueError: for impossible arguments, ``n_steps`` above 1 among them
     """
 
     def _setup_model(self) -> None:
         kwargs = dict(self.replay_buffer_kwargs)
-        if kwargs.get("online_buffer_class") in (None, *_SB3_CLASS):
-            kwargs["online_buffer_class"] = HindsightMonteCarloBuffer
         of_part = dict(kwargs.get("online_buffer_kwargs") or {}) | {"gamma": self.gamma}
-        self.replay_buffer_kwargs = kwargs | {"online_buffer_kwargs": of_part}
+        part = _part_class(kwargs.get("online_buffer_class"))
+        self.replay_buffer_kwargs = kwargs | {"online_buffer_class": part, "online_buffer_kwargs": of_part}
         super()._setup_model()
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        As :class:`~sb3_swfp.base.DemonstrationAlgorithm` does. Returns are discounted as this model does it.
+
+        :param path: Path to the pickled replay buffer
+        :param truncate_last_traj: Whether the episode that was being recorded ends there
+        """
+        super().load_replay_buffer(path, truncate_last_traj)
+        buffer: Any = self.replay_buffer
+        for part in (buffer._online, buffer._expert):
+            if part is not None:
+                part.gamma = self.gamma
 
     def pretrain(
         self: SelfHindsightCalQL,
@@ -142,23 +173,34 @@ class HindsightCalQL(CalQL):
         tb_log_name: str | None = None,
     ) -> None:
         """
-        As :meth:`CalQL.pretrain`, with hindsight goals in the demonstrations, too.
+        As :meth:`CalQL.pretrain`, with relabelled goals in the demonstrations, too.
 
         :param demonstrations: Anything :func:`load_demonstrations` takes; those of the replay buffer when omitted
         :param gradient_steps: Gradient steps
         :param batch_size: Transitions per gradient step
         :param progress_bar: Show a progress bar
         :param tb_log_name: Name of the TensorBoard run; by default the class's name and ``_pretrain``
-        :raises ValueError: if there are no demonstrations, or they don't fit the environment
+        :raises ValueError: if there are no demonstrations, or they don't fit the environment, or there is none
         """
+        # A copy of CalQL's loop: a method for both, there, would make all stored results of CalQL those of older code
+        if self.env is None:
+            raise ValueError("hindsight needs the environment's rewards: load(..., env=env)")
         check_arguments(gradient_steps=gradient_steps, batch_size=batch_size)
         data = self._demonstrations_for_pretraining(demonstrations)
         fit_normaliser(self._vec_normalize_env, data, self.gamma)
         self._scale_critics()
         start_logging(self, tb_log_name or f"{type(self).__name__}_pretrain")
-        kwargs: dict[str, Any] = {"n_steps": self.n_steps, "gamma": self.gamma, "env": self.env}
-        kwargs |= self.replay_buffer_kwargs | {"demonstrations": data, "n_demonstrations": None}
-        buffer = DemonstrationReplayBuffer(1, self.observation_space, self.action_space, self.device, **kwargs)
+        of_part = {key: self.replay_buffer_kwargs[key] for key in ("online_buffer_class", "online_buffer_kwargs")}
+        buffer = DemonstrationReplayBuffer(
+            1,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            demonstrations=data,
+            gamma=self.gamma,
+            env=self.env,
+            **of_part,
+        )
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
         online_delay, self.policy_delay = self.policy_delay, 1
