@@ -10,18 +10,20 @@ from sb3_swfp.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sb3_swfp.baselines.calql import CalQL
+    from sb3_swfp.baselines.calql_hindsight import HindsightCalQL
     from sb3_swfp.baselines.clone_sac import CloneSAC
     from sb3_swfp.baselines.dppo import DPPO
     from sb3_swfp.baselines.ibrl import IBRL
     from sb3_swfp.baselines.rlpd import RLPD
     from sb3_swfp.baselines.swfp_kl import SWFPKL
 
-__all__ = ["DPPO", "IBRL", "RLPD", "SWFPKL", "CalQL", "CloneSAC"]
+__all__ = ["DPPO", "IBRL", "RLPD", "SWFPKL", "CalQL", "CloneSAC", "HindsightCalQL"]
 
 _HOMES = {
     "CalQL": "calql",
     "CloneSAC": "clone_sac",
     "DPPO": "dppo",
+    "HindsightCalQL": "calql_hindsight",
     "IBRL": "ibrl",
     "RLPD": "rlpd",
     "SWFPKL": "swfp_kl",
