@@ -29,10 +29,10 @@ def _part_class(requested: Any) -> Any:
             return requested  # of which DemonstrationReplayBuffer says that there is no such class
     if requested in (None, HerReplayBuffer):
         return HindsightMonteCarloReplayBuffer
-    if not issubclass(requested, HindsightMonteCarloReplayBuffer):
+    if not isinstance(requested, type) or not issubclass(requested, HindsightMonteCarloReplayBuffer):
         raise ValueError(
             "HindsightCalQL's online_buffer_class must be HindsightMonteCarloReplayBuffer or a subclass of it, not "
-            f"{requested.__name__}"
+            f"{requested}"
         )
     return requested
 
