@@ -37,6 +37,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
         rates=True,
         unit="environment step",
         columns={},
+        module=lambda algo: f"toy.{algo}",
         versions=lambda algo: VERSIONS,
     )
     monkeypatch.setitem(SUITES, "toy", suite)
@@ -433,6 +434,10 @@ def test_suites_put_together_say_what_they_lack(two_suites: Any, tmp_path: Path)
     for seed in range(3):
         store(tmp_path, "swfp", seed, 0.5, suite="other", task="fetch", versions=VERSIONS | {"code": "older"})
     assert "so rerun before this is believed: swfp." in report("toy", tmp_path, page)
+    # Another class has other code on purpose
+    SUITES["other"].module = lambda algo: "somewhere.else"  # type: ignore[misc]
+    text = report("toy", tmp_path, page)
+    assert "so rerun before" not in text and "in another: swfp (`toy.swfp` in `toy`, `somewhere.else` in" in text
     for seed in range(3):
         (tmp_path / "toy" / "door" / f"rlpd-{seed}" / "result.json").unlink()
     assert "No results yet." in report("toy", tmp_path, page).partition("## toy")[0]

@@ -64,6 +64,8 @@ def overall(stored: Sequence[Stored], summaries: Mapping[str, Summaries]) -> str
         lines += ["", f"Left out for want of seeds: {listed}."]
     if mixed := _of_different_code(stored):
         lines += ["", f"Made by different code in these suites, so rerun before this is believed: {', '.join(mixed)}."]
+    if others := _of_other_classes(stored):
+        lines += ["", f"Of another class in one suite than in another: {'; '.join(others)}."]
     head = [f"{reference} over", "tasks", "seeds", "final scores", "areas under the curve"]
     head += [f"lowest, against {reference} at step 0", *IMPROVEMENT]
     lines += ["", *(table(head, rows) if rows else ["No results yet."])]
@@ -91,12 +93,29 @@ def _rows(
 
 
 def _of_different_code(stored: Sequence[Stored]) -> list[str]:
-    """Algorithms whose results differ in their code from suite to suite; within one they do not, see collect()."""
-    codes: dict[str, set[str | None]] = {}
+    """
+    Algorithms whose results differ in their code from suite to suite; within one they do not, see collect(). A suite
+    that has another class for an algorithm has other code on purpose.
+    """
+    codes: dict[tuple[str, str], set[str | None]] = {}
     for each in stored:
         for result in each.all:
-            codes.setdefault(result.cell.algo, set()).add(result.versions.get("code"))
-    return [algo for algo, found in codes.items() if len(found) > 1]
+            algo = result.cell.algo
+            codes.setdefault((algo, each.suite.module(algo)), set()).add(result.versions.get("code"))
+    return list(dict.fromkeys(algo for (algo, _), found in codes.items() if len(found) > 1))
+
+
+def _of_other_classes(stored: Sequence[Stored]) -> list[str]:
+    """Algorithms that are another class in one suite than in another, with the suites' modules."""
+    modules: dict[str, dict[str, str]] = {}
+    for each in stored:
+        for algo in dict.fromkeys(result.cell.algo for result in each.all):
+            modules.setdefault(algo, {})[each.name] = each.suite.module(algo)
+    return [
+        f"{algo} ({', '.join(f'`{module}` in `{name}`' for name, module in found.items())})"
+        for algo, found in modules.items()
+        if len(set(found.values())) > 1
+    ]
 
 
 def _pairs(
