@@ -181,6 +181,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         for copy in (self.actor_reference, self.actor_average):
             copy.load_state_dict(self.actor.state_dict())
         self._set_demonstration_share(self.replay_buffer)
+        self.ripeness.begin(data.returns())
         self.clone_spread = particle_spread(self, data)
         scale = return_scale(data, self._vec_normalize_env, self.gamma)
         for critic in (self.critic, self.critic_target):
@@ -329,10 +330,11 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         judges, pickers = self._judges_and_pickers()
         scores = candidate_values(self.critic_target, critic_features, actions, pickers).mean(dim=0).view(n, m)
         picked = pick(scores, self.policy.temperature).unsqueeze(1)
-        chosen = actions.view(n, m, -1)[th.arange(n), picked.squeeze(1)]
+        rows = th.arange(n, device=actions.device)
+        chosen = actions.view(n, m, -1)[rows, picked.squeeze(1)]
         values = self.critic_target.q_values(critic_features, chosen, judges).amin(dim=0)
         if ent_coef > 0.0:
-            sweep = cascade.integrate(features, noise[th.arange(n), picked.squeeze(1)], log_det=True)
+            sweep = cascade.integrate(features, noise[rows, picked.squeeze(1)], log_det=True)
             # Picks with weights w have the density M w pi, to be had from M particles alone: less entropy than pi's
             log_weights = th.log_softmax(scores / self.policy.temperature, dim=1).gather(1, picked).squeeze(1)
             values = values - ent_coef * (cascade_log_prob(sweep) + log_weights + math.log(m))
@@ -393,7 +395,8 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
             for episode_return, picked in self._trial.step(rewards, dones, on_trial):
                 self.ripeness.add_episode(episode_return, picked)
             # With one candidate there is nothing to pick, hence nothing to try but the clone itself
-            tried = self.ripeness.picks_pay or (self.policy.n_candidates == 1 and self.ripeness.without_picks)
+            nothing_to_try = self.policy.n_candidates == 1 and len(self.ripeness.without_picks) > 0
+            tried = self.ripeness.picks_pay or self.ripeness.little_to_lose or nothing_to_try
             if on_trial and tried:
                 self.policy.critic_is_ripe.fill_(True)
 

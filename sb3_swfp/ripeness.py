@@ -1,4 +1,7 @@
-"""When may a critic be trusted? Two measured signs: its values have settled, and its picks pay in the environment."""
+"""
+When may a critic be trusted? Two measured signs: its values have settled, and its picks pay in the environment, or the
+clone is worth too little for that to matter.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import fmean
 
+import numpy as np
+
 #: Drift below which the critic may be tried, and below which the blocks may follow its gradient
 TRY_BELOW, POINT_BELOW = 0.3, 0.15
 #: Episodes of each kind that a verdict needs, and how many of the latest it looks at
 _MIN_EPISODES, _WINDOW = 5, 20
+#: Share of the demonstrations' return below which a clone has little to lose: on the door with human demonstrations one
+#: that succeeds in 8 % of its episodes was protected from the picks for a whole run (docs/experiments-human-door.md)
+_LITTLE = 0.15
 
 
 def _episodes() -> deque[float]:
@@ -26,7 +34,8 @@ class CriticRipeness:
     updates, and its gradient points wherever the climb does. (On AdroitHandPen the drift was 0.28 after 2,500 updates,
     0.08 after 5,000 and 0.01 after 20,000: ``docs/experiments.md``.) A settled critic can still rank wrongly: on
     FetchPickAndPlace one with a drift of 0.06 halved a clone's success. So once it has settled it is tried: in one of
-    every two episodes, by lot, it picks among the candidates, and it is ripe to rank once these return as much.
+    every two episodes, by lot, it picks among the candidates, and it is ripe to rank once these return as much, or once
+    20 episodes without them have shown that the clone has little to lose.
 
     :param updates: Critic updates seen
     :param fast: Mean Q over about 200 updates
@@ -36,6 +45,8 @@ class CriticRipeness:
     :param without_picks: Returns of the latest episodes in which it did not, those before it was tried included
     :param demonstrated_return: Mean undiscounted return of the demonstrations, if there are any
     :param lowest_return: The lowest of their returns
+    :param clone_episodes: Number of episodes in which the critic did not pick, before it was ripe
+    :param clone_return: Their mean return: of all, since it is one and the same clone that plays them
     """
 
     updates: int = 0
@@ -46,6 +57,20 @@ class CriticRipeness:
     without_picks: deque[float] = field(default_factory=_episodes)
     demonstrated_return: float = math.nan
     lowest_return: float = math.nan
+    clone_episodes: int = 0
+    clone_return: float = 0.0
+
+    def begin(self, demonstrated_returns: np.ndarray) -> None:
+        """
+        A new clone: what was played before was another one's.
+
+        :param demonstrated_returns: Undiscounted return of each demonstration, ``[n_episodes]``
+        """
+        self.with_picks.clear()
+        self.without_picks.clear()
+        self.clone_episodes, self.clone_return = 0, 0.0
+        self.demonstrated_return = float(demonstrated_returns.mean())
+        self.lowest_return = float(demonstrated_returns.min())
 
     def update(self, q_mean: float, target_magnitude: float) -> None:
         """
@@ -85,6 +110,9 @@ class CriticRipeness:
         :param picked: Whether the critic picked among candidates in it
         """
         (self.with_picks if picked else self.without_picks).append(episode_return)
+        if not picked:
+            self.clone_episodes += 1
+            self.clone_return += (episode_return - self.clone_return) / self.clone_episodes
 
     @property
     def picks_pay(self) -> bool:
@@ -97,6 +125,29 @@ class CriticRipeness:
         return fmean(self.with_picks) >= fmean(self.without_picks)
 
     @property
+    def little_to_lose(self) -> bool:
+        """
+        Whether the trial may end although the picks did not pay: over 20 episodes or more the clone reached less than
+        15 % of the demonstrations' mean return, and the latest with the picks, 5 or more, cost no more than that. A
+        clone that succeeds now and then can be ahead by a success or two for as long as it is on trial, and until that
+        ends its blocks stand still. Counted from what is worth nothing, as :attr:`share_of_demonstrated_return` is.
+        """
+        if (
+            len(self.with_picks) < _MIN_EPISODES
+            or self.clone_episodes < _WINDOW
+            or math.isnan(self.demonstrated_return)
+        ):
+            return False
+        nothing = self._worth_nothing
+        least = _LITTLE * (self.demonstrated_return - nothing)
+        # Picks can return less than "nothing": a robot that falls
+        return self.clone_return - nothing < least and self.clone_return - fmean(self.with_picks) < least
+
+    @property
+    def _worth_nothing(self) -> float:
+        return min(0.0, self.lowest_return, *self.without_picks)
+
+    @property
     def share_of_demonstrated_return(self) -> float:
         """
         How much of the demonstrations' mean return the clone reached without the critic's picks, in [0, 1]. It counts
@@ -105,6 +156,6 @@ class CriticRipeness:
         """
         if not self.without_picks or math.isnan(self.demonstrated_return):
             return 0.0
-        nothing = min(0.0, self.lowest_return, *self.without_picks)
+        nothing = self._worth_nothing
         reached, whole = fmean(self.without_picks) - nothing, self.demonstrated_return - nothing
         return min(reached / whole, 1.0) if whole > 0.0 else float(reached > 0.0)

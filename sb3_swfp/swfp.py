@@ -86,8 +86,8 @@ class SWFP(FlowAlgorithm):
     :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (POT)
     :param policy_delay: Critic updates per block update, as in TD3
     :param critic_warmup: Gradient steps that the critic gets before it may pick among candidates. After pretraining it
-        must also prove itself (:class:`~sb3_swfp.ripeness.CriticRipeness`) before it picks in every episode, and the
-        blocks follow its gradient after twice as many steps at the earliest
+        must also prove itself (:class:`~sb3_swfp.ripeness.CriticRipeness`) before it picks in every episode, unless the
+        clone has little to lose, and the blocks follow its gradient after twice as many steps at the earliest
     :param target_candidates: Actions per next state of which the critic picks one in its target once it is ripe, by
         the softmax by which it explores (EMaQ's N, arXiv 2007.11091), but with the critics that don't judge the pick;
         at most ``n_candidates``. 1 values the flow without the picks; ``"auto"`` is 1 from scratch and
@@ -251,12 +251,6 @@ class SWFP(FlowAlgorithm):
 
     def _after_cloning(self, data: Demonstrations) -> None:
         super()._after_cloning(data)
-        # What was played before was another clone
-        self.ripeness.with_picks.clear()
-        self.ripeness.without_picks.clear()
-        returns = data.returns()
-        self.ripeness.demonstrated_return = float(returns.mean())
-        self.ripeness.lowest_return = float(returns.min())
         self.jko.epoch_length, self.jko.steps_in_epoch = self._epoch_length(), 0
         self._step_size = self.jko.step_size = self._make_step_size()
         self._set_temperature()

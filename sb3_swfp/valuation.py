@@ -45,7 +45,9 @@ def candidate_values(
     :return: Q values, ``[E, B * M]`` (or ``[len(members), B * M]``)
     """
     network = critic.q_networks
-    if actions.device.type != "cpu" or not network.layer_norm or type(network) is not EnsembleQNetwork:
+    # A subclass may say otherwise what an action is worth
+    own = type(network) is not EnsembleQNetwork or type(critic).q_values is not SoftQEnsemble.q_values
+    if own or actions.device.type != "cpu" or not network.layer_norm:
         return critic.q_values(features, actions, members)
     centred = _centre(network, members)
     n_states, per_state = len(features), len(actions) // len(features)

@@ -117,17 +117,21 @@ def test_the_actor_waits_while_values_drift() -> None:
     assert not same(weights(model.actor), before)
 
 
-@pytest.mark.parametrize("better", [False, True])
-def test_the_actor_waits_until_the_critics_picks_pay(better: bool) -> None:
+@pytest.mark.parametrize(("better", "worth"), [(False, 1.0), (True, 1.0), (False, 0.1)])
+def test_the_actor_waits_until_the_critics_picks_pay(better: bool, worth: float) -> None:
+    """Or until it is known that the clone is worth little, beside the demonstrations."""
     model = clone(learning_starts=0, critic_warmup=5, policy_delay=1)
     before = weights(model.actor)
     model.learn(9)
-    for i in range(20):
-        model.ripeness.add_episode(float(i), picked=False)
-        model.ripeness.add_episode(float(i + 50 if better else i - 50), picked=True)
+    returns = [100.0 * worth + i / 10.0 for i in range(20)]
+    model.ripeness.demonstrated_return = model.ripeness.lowest_return + 100.0
+    for episode_return in returns:
+        model.ripeness.add_episode(episode_return, picked=False)
+        model.ripeness.add_episode(episode_return + (50.0 if better else -50.0 * worth), picked=True)
     model.learn(11, reset_num_timesteps=False)  # to the end of the first episode, and beyond
-    assert bool(model.policy.critic_is_ripe) == better
-    assert same(weights(model.actor), before) != better
+    ripe = better or worth < 1.0
+    assert bool(model.policy.critic_is_ripe) == ripe
+    assert same(weights(model.actor), before) != ripe
 
 
 @pytest.mark.parametrize("monitored", [False, True])
@@ -329,13 +333,17 @@ def test_sequential_training_hands_each_block_what_the_new_blocks_before_it_make
     )
 
 
-def test_episodes_before_the_trial_count_as_without_picks() -> None:
-    model = clone(Mirror(length=10), learning_starts=0, critic_warmup=1_000)
+@pytest.mark.parametrize("cls", [SWFP, SWFPKL])
+def test_episodes_before_the_trial_count_as_without_picks(cls: type[Any]) -> None:
+    arguments = with_demonstrations(mirror_demonstrations(4))
+    model = cls("FlowPolicy", Mirror(length=10), learning_starts=0, critic_warmup=1_000, seed=0, **arguments)
+    model.pretrain(gradient_steps=20)
     model.learn(45)
-    assert len(model.ripeness.without_picks) == 4 and not model.ripeness.with_picks
+    assert len(model.ripeness.without_picks) == model.ripeness.clone_episodes == 4 and not model.ripeness.with_picks
+    assert model.ripeness.clone_return == pytest.approx(np.mean(model.ripeness.without_picks))
     assert 0.0 < model.ripeness.share_of_demonstrated_return <= 1.0
     model.pretrain(gradient_steps=2)  # another clone
-    assert not model.ripeness.without_picks and model.ripeness.share_of_demonstrated_return == 0.0
+    assert model.ripeness.clone_episodes == 0 and model.ripeness.share_of_demonstrated_return == 0.0
 
 
 def test_no_verdict_while_the_trial_is_suspended() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -94,6 +96,44 @@ def test_picks_pay_once_they_return_as_much() -> None:
     for _ in range(20):  # only the latest count
         ripeness.add_episode(0.0, True)
     assert not ripeness.picks_pay
+
+
+def played(without: list[float], picked: list[float], demonstrated: float, lowest: float = 0.0) -> CriticRipeness:
+    ripeness = CriticRipeness(demonstrated_return=demonstrated, lowest_return=lowest)
+    for episode_return in without:
+        ripeness.add_episode(episode_return, False)
+    for episode_return in picked:
+        ripeness.add_episode(episode_return, True)
+    return ripeness
+
+
+def test_a_clone_far_below_the_demonstrations_has_little_to_lose() -> None:
+    rare = [200.0] + [0.0] * 19  # 10 of 100
+    assert played(rare, [0.0] * 5, 100.0).little_to_lose
+    assert not played(rare, [0.0] * 5, 100.0).picks_pay
+    assert not played(rare, [0.0] * 4, 100.0).little_to_lose
+    assert not played(rare[:19], [0.0] * 5, 100.0).little_to_lose
+    assert played([280.0] + rare[1:], [0.0] * 5, 100.0).little_to_lose  # 14 of 100
+    assert not played([320.0] + rare[1:], [0.0] * 5, 100.0).little_to_lose  # 16 of 100
+    # One clone plays them all: its successes count for good, however long ago
+    assert not played([1000.0] + [0.0] * 40, [0.0] * 5, 100.0).little_to_lose
+    assert not played(rare, [0.0] * 5, math.nan).little_to_lose  # of a file from before it was counted
+
+
+def test_picks_that_cost_much_are_not_let_through_though_the_clone_is_worth_little() -> None:
+    assert played([-50.0] * 20, [-51.0] * 5, 0.0, -50.0).little_to_lose
+    assert not played([-50.0] * 20, [-100.0] * 5, 0.0, -50.0).little_to_lose
+    # A clone as bad as its demonstrations has all that they have to lose
+    assert not played([-50.0] * 20, [-51.0] * 5, -50.0, -50.0).little_to_lose
+    assert not played([0.0] * 20, [-10.0] * 5, 0.0).little_to_lose
+
+
+def test_a_new_clone_begins_anew() -> None:
+    ripeness = played([1.0] * 30, [2.0] * 30, 100.0)
+    ripeness.begin(np.array([5.0, 1.0, 3.0]))
+    assert not ripeness.with_picks and not ripeness.without_picks
+    assert (ripeness.clone_episodes, ripeness.clone_return) == (0, 0.0)
+    assert (ripeness.demonstrated_return, ripeness.lowest_return) == (3.0, 1.0)
 
 
 def test_share_of_the_demonstrated_return() -> None:

@@ -73,6 +73,16 @@ def test_a_network_of_one_s_own_is_asked_itself() -> None:
     assert candidate_values(critic, th.randn(4, 5), th.rand(8, 3)).eq(14.0).all()
 
 
+def test_an_ensemble_of_one_s_own_is_asked_itself() -> None:
+    class Constant(SoftQEnsemble):
+        def q_values(self, features: th.Tensor, actions: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
+            return th.full((4, len(actions)), 3.0)
+
+    critic = ensemble()
+    critic.__class__ = Constant
+    assert candidate_values(critic, th.randn(4, 5), th.rand(8, 3)).eq(3.0).all()
+
+
 def test_a_layer_without_differences_is_worth_its_bias() -> None:
     """LayerNorm of equal units is 0, not a division by 0."""
     critic = ensemble([16])
