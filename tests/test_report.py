@@ -434,7 +434,7 @@ def test_suites_put_together_say_what_they_lack(two_suites: Any, tmp_path: Path)
     for seed in range(3):
         store(tmp_path, "swfp", seed, 0.5, suite="other", task="fetch", versions=VERSIONS | {"code": "older"})
     assert "so rerun before this is believed: swfp." in report("toy", tmp_path, page)
-    # Another class has other code on purpose
+    # Another module has other code on purpose
     SUITES["other"].module = lambda algo: "somewhere.else"  # type: ignore[misc]
     text = report("toy", tmp_path, page)
     assert "so rerun before" not in text and "in another: swfp (`toy.swfp` in `toy`, `somewhere.else` in" in text

@@ -64,8 +64,8 @@ def overall(stored: Sequence[Stored], summaries: Mapping[str, Summaries]) -> str
         lines += ["", f"Left out for want of seeds: {listed}."]
     if mixed := _of_different_code(stored):
         lines += ["", f"Made by different code in these suites, so rerun before this is believed: {', '.join(mixed)}."]
-    if others := _of_other_classes(stored):
-        lines += ["", f"Of another class in one suite than in another: {'; '.join(others)}."]
+    if others := _of_other_modules(stored):
+        lines += ["", f"Of another module in one suite than in another: {'; '.join(others)}."]
     head = [f"{reference} over", "tasks", "seeds", "final scores", "areas under the curve"]
     head += [f"lowest, against {reference} at step 0", *IMPROVEMENT]
     lines += ["", *(table(head, rows) if rows else ["No results yet."])]
@@ -95,7 +95,7 @@ def _rows(
 def _of_different_code(stored: Sequence[Stored]) -> list[str]:
     """
     Algorithms whose results differ in their code from suite to suite; within one they do not, see collect(). A suite
-    that has another class for an algorithm has other code on purpose.
+    that takes an algorithm from another module has other code on purpose.
     """
     codes: dict[tuple[str, str], set[str | None]] = {}
     for each in stored:
@@ -105,8 +105,8 @@ def _of_different_code(stored: Sequence[Stored]) -> list[str]:
     return list(dict.fromkeys(algo for (algo, _), found in codes.items() if len(found) > 1))
 
 
-def _of_other_classes(stored: Sequence[Stored]) -> list[str]:
-    """Algorithms that are another class in one suite than in another, with the suites' modules."""
+def _of_other_modules(stored: Sequence[Stored]) -> list[str]:
+    """Algorithms that come from another module in one suite than in another, with the modules."""
     modules: dict[str, dict[str, str]] = {}
     for each in stored:
         for algo in dict.fromkeys(result.cell.algo for result in each.all):
