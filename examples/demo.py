@@ -1,5 +1,5 @@
 """
-The main job, 10 to 18 minutes on two cores: FetchPickAndPlace from scripted demonstrations, cloned, then fine-tuned.
+The main job, 7 to 18 minutes on two cores: FetchPickAndPlace from scripted demonstrations, cloned, then fine-tuned.
 
 ``make demo``, or ``python examples/demo.py``. What it writes, and where, it says at the end.
 """

@@ -35,7 +35,7 @@ class CriticRipeness:
     0.08 after 5,000 and 0.01 after 20,000: ``docs/experiments.md``.) A settled critic can still rank wrongly: on
     FetchPickAndPlace one with a drift of 0.06 halved a clone's success. So once it has settled it is tried: in one of
     every two episodes, by lot, it picks among the candidates, and it is ripe to rank once these return as much, or once
-    20 episodes without them have shown that the clone has little to lose.
+    20 episodes without them have shown that the clone has little to lose, and 5 with them that they do not cost more.
 
     :param updates: Critic updates seen
     :param fast: Mean Q over about 200 updates
@@ -47,6 +47,7 @@ class CriticRipeness:
     :param lowest_return: The lowest of their returns
     :param clone_episodes: Number of episodes in which the critic did not pick, before it was ripe
     :param clone_return: Their mean return: of all, since it is one and the same clone that plays them
+    :param clone_lowest: The lowest of their returns
     """
 
     updates: int = 0
@@ -59,6 +60,7 @@ class CriticRipeness:
     lowest_return: float = math.nan
     clone_episodes: int = 0
     clone_return: float = 0.0
+    clone_lowest: float = math.inf
 
     def begin(self, demonstrated_returns: np.ndarray) -> None:
         """
@@ -68,7 +70,7 @@ class CriticRipeness:
         """
         self.with_picks.clear()
         self.without_picks.clear()
-        self.clone_episodes, self.clone_return = 0, 0.0
+        self.clone_episodes, self.clone_return, self.clone_lowest = 0, 0.0, math.inf
         self.demonstrated_return = float(demonstrated_returns.mean())
         self.lowest_return = float(demonstrated_returns.min())
 
@@ -113,6 +115,7 @@ class CriticRipeness:
         if not picked:
             self.clone_episodes += 1
             self.clone_return += (episode_return - self.clone_return) / self.clone_episodes
+            self.clone_lowest = min(self.clone_lowest, episode_return)
 
     @property
     def picks_pay(self) -> bool:
@@ -130,7 +133,8 @@ class CriticRipeness:
         Whether the trial may end although the picks did not pay: over 20 episodes or more the clone reached less than
         15 % of the demonstrations' mean return, and the latest with the picks, 5 or more, cost no more than that. A
         clone that succeeds now and then can be ahead by a success or two for as long as it is on trial, and until that
-        ends its blocks stand still. Counted from what is worth nothing, as :attr:`share_of_demonstrated_return` is.
+        ends its blocks stand still. Counted from what is worth nothing, as :attr:`share_of_demonstrated_return` is, but
+        over all of the clone's episodes.
         """
         if (
             len(self.with_picks) < _MIN_EPISODES
@@ -138,14 +142,10 @@ class CriticRipeness:
             or math.isnan(self.demonstrated_return)
         ):
             return False
-        nothing = self._worth_nothing
+        nothing = min(0.0, self.lowest_return, self.clone_lowest)
         least = _LITTLE * (self.demonstrated_return - nothing)
         # Picks can return less than "nothing": a robot that falls
         return self.clone_return - nothing < least and self.clone_return - fmean(self.with_picks) < least
-
-    @property
-    def _worth_nothing(self) -> float:
-        return min(0.0, self.lowest_return, *self.without_picks)
 
     @property
     def share_of_demonstrated_return(self) -> float:
@@ -156,6 +156,6 @@ class CriticRipeness:
         """
         if not self.without_picks or math.isnan(self.demonstrated_return):
             return 0.0
-        nothing = self._worth_nothing
+        nothing = min(0.0, self.lowest_return, *self.without_picks)
         reached, whole = fmean(self.without_picks) - nothing, self.demonstrated_return - nothing
         return min(reached / whole, 1.0) if whole > 0.0 else float(reached > 0.0)

@@ -126,13 +126,16 @@ def test_picks_that_cost_much_are_not_let_through_though_the_clone_is_worth_litt
     # A clone as bad as its demonstrations has all that they have to lose
     assert not played([-50.0] * 20, [-51.0] * 5, -50.0, -50.0).little_to_lose
     assert not played([0.0] * 20, [-10.0] * 5, 0.0).little_to_lose
+    # A bad episode is the zero of all that count, also once 20 others have followed
+    for others in (19, 20, 40):
+        assert not played([-1000.0] + [-60.0, -30.0] * (others // 2), [-90.0] * 5, -20.0, -30.0).little_to_lose
 
 
 def test_a_new_clone_begins_anew() -> None:
     ripeness = played([1.0] * 30, [2.0] * 30, 100.0)
     ripeness.begin(np.array([5.0, 1.0, 3.0]))
     assert not ripeness.with_picks and not ripeness.without_picks
-    assert (ripeness.clone_episodes, ripeness.clone_return) == (0, 0.0)
+    assert (ripeness.clone_episodes, ripeness.clone_return, ripeness.clone_lowest) == (0, 0.0, math.inf)
     assert (ripeness.demonstrated_return, ripeness.lowest_return) == (3.0, 1.0)
 
 
