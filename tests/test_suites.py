@@ -156,7 +156,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "__init__.py").touch()
     (folder / "a.py").write_text("from sb3_swfp import b\nfrom sb3_swfp.c import thing\n")
     (folder / "b.py").write_text("x = 1\n")
-    (folder / "c.py").write_text("def thing(y):\n    return y\n")
+    (folder / "c.py").write_text("step = 1\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\n")
     (folder / "d.py").write_text("z = 1\n")
     monkeypatch.setattr(digest.sb3_swfp, "__file__", str(folder / "__init__.py"))
     return folder
@@ -166,11 +166,37 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("file", "text", "changes"),
     [
         ("b.py", "x = 2\n", True),
-        ("c.py", "def thing(y):\n    return -y\n", True),
+        ("c.py", "step = 1\ndef help(y):\n    return y + step\ndef thing(y):\n    return -help(y)\n", True),
+        # What the imported function uses, and what that uses
+        ("c.py", "step = 1\ndef help(y):\n    return y - step\ndef thing(y):\n    return help(y)\n", True),
+        ("c.py", "step = 2\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\n", True),
+        ("c.py", "step = 1\nstep = 2\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\n", True),
+        # Another function and its import, which nothing imported uses
+        (
+            "c.py",
+            "from sb3_swfp import d\nstep = 1\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\n"
+            "def other(y):\n    return d.z\n",
+            False,
+        ),
+        # An import within a function that is used, and a statement that is no definition
+        (
+            "c.py",
+            "step = 1\ndef help(y):\n    from sb3_swfp import d\n    return y + step\n"
+            "def thing(y):\n    return help(y)\n",
+            True,
+        ),
+        ("c.py", "step = 1\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\nhelp(1)\n", True),
+        # The name is found in some other way: all of the module counts
+        ("c.py", "def __getattr__(name):\n    return len\n", True),
         ("d.py", "z = 2\n", False),
         ("b.py", "# a comment\nx   =   1\n", False),
         ("b.py", '"""A docstring."""\nx = 1\n', False),
-        ("c.py", 'def thing(y: int) -> int:\n    """Also."""\n    return y\n', False),
+        (
+            "c.py",
+            'step = 1\ndef help(y: int) -> int:\n    """Also."""\n    return y + step\n'
+            "def thing(y: int) -> int:\n    return help(y)\n",
+            False,
+        ),
         ("b.py", "if TYPE_CHECKING:\n    from sb3_swfp import d\nx = 1\n", False),
         ("b.py", "from sb3_swfp import d\nx = 1\n", True),
     ],
@@ -183,7 +209,7 @@ def test_digest_sees_what_can_change_a_result(package: Path, file: str, text: st
 
 def test_digest_is_the_same_under_every_python(package: Path) -> None:
     # From 3.10 to 3.13: 3.12 added a field to functions, 3.13 hides empty ones
-    assert code_digest("sb3_swfp.a") == "be50bc261d95"
+    assert code_digest("sb3_swfp.a") == "f036a5a7fca5"
 
 
 def test_digest_of_a_module_that_is_not_there() -> None:
