@@ -24,8 +24,8 @@ def code_digest(*modules: str) -> str:
     """
     Digest of modules of this package and of all that they use of it: whole modules that are given, of others the
     classes, functions and constants that are imported and what these use in turn. Comments, docstrings and format don't
-    count, nor do imports for type checkers alone, so only a change that can change a result changes the digest. It is
-    the same under every version of Python.
+    count, nor do imports for type checkers alone, so that most of what can't change a result leaves the digest alone.
+    It is the same under every version of Python.
 
     :param modules: Dotted names, such as ``"sb3_swfp.swfp"``
     :return: 12 hexadecimal digits
@@ -86,7 +86,8 @@ class _Module:
         return "\n".join(ast.dump(self.statements[i], **_DUMP) for i in sorted(self.used))
 
 
-#: Statements of which nothing happens but that a name is defined
+#: Statements that count only if a name that they define is used. A decorator or call among them that did more, such as
+#: registering something, would have to be seen in another way; no module here has one
 _SIMPLE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom)
 
 
