@@ -148,6 +148,10 @@ def test_published_settings_come_with_rewards_of_their_own(algo: str, lowest: fl
     assert judge.step(np.zeros(28))[1] == pytest.approx(-0.1)
 
 
+#: A module of which one function is imported, which uses another, which uses a constant
+_C = "step = 1\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\n"
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of this package's layout in which files can be changed."""
@@ -156,7 +160,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "__init__.py").touch()
     (folder / "a.py").write_text("from sb3_swfp import b\nfrom sb3_swfp.c import thing\n")
     (folder / "b.py").write_text("x = 1\n")
-    (folder / "c.py").write_text("step = 1\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\n")
+    (folder / "c.py").write_text(_C)
     (folder / "d.py").write_text("z = 1\n")
     monkeypatch.setattr(digest.sb3_swfp, "__file__", str(folder / "__init__.py"))
     return folder
@@ -166,37 +170,22 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("file", "text", "changes"),
     [
         ("b.py", "x = 2\n", True),
-        ("c.py", "step = 1\ndef help(y):\n    return y + step\ndef thing(y):\n    return -help(y)\n", True),
+        ("c.py", _C.replace("return help", "return -help"), True),
         # What the imported function uses, and what that uses
-        ("c.py", "step = 1\ndef help(y):\n    return y - step\ndef thing(y):\n    return help(y)\n", True),
-        ("c.py", "step = 2\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\n", True),
-        ("c.py", "step = 1\nstep = 2\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\n", True),
+        ("c.py", _C.replace("y + step", "y - step"), True),
+        ("c.py", _C.replace("step = 1", "step = 2"), True),
+        ("c.py", _C.replace("step = 1", "step = 1\nstep = 2"), True),
         # Another function and its import, which nothing imported uses
-        (
-            "c.py",
-            "from sb3_swfp import d\nstep = 1\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\n"
-            "def other(y):\n    return d.z\n",
-            False,
-        ),
+        ("c.py", "from sb3_swfp import d\n" + _C + "def other(y):\n    return d.z\n", False),
         # An import within a function that is used, and a statement that is no definition
-        (
-            "c.py",
-            "step = 1\ndef help(y):\n    from sb3_swfp import d\n    return y + step\n"
-            "def thing(y):\n    return help(y)\n",
-            True,
-        ),
-        ("c.py", "step = 1\ndef help(y):\n    return y + step\ndef thing(y):\n    return help(y)\nhelp(1)\n", True),
+        ("c.py", _C.replace("return y", "from sb3_swfp import d\n    return y"), True),
+        ("c.py", _C + "help(1)\n", True),
         # The name is found in some other way: all of the module counts
         ("c.py", "def __getattr__(name):\n    return len\n", True),
         ("d.py", "z = 2\n", False),
         ("b.py", "# a comment\nx   =   1\n", False),
         ("b.py", '"""A docstring."""\nx = 1\n', False),
-        (
-            "c.py",
-            'step = 1\ndef help(y: int) -> int:\n    """Also."""\n    return y + step\n'
-            "def thing(y: int) -> int:\n    return help(y)\n",
-            False,
-        ),
+        ("c.py", _C.replace("(y):", '(y: int) -> int:\n    """Also."""', 1), False),
         ("b.py", "if TYPE_CHECKING:\n    from sb3_swfp import d\nx = 1\n", False),
         ("b.py", "from sb3_swfp import d\nx = 1\n", True),
     ],
