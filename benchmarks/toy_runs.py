@@ -274,7 +274,8 @@ def shifting_settings(algorithm: str) -> dict[str, Any]:
     # bump's width. Both averages (of critics and flow) must keep up with it too, hence tau
     settings = _SWFP | dict(buffer_size=500, critic_warmup=300)
     if algorithm == "SWFP":
-        return settings | dict(jko_step_size="auto_0.03")
+        # It must go where its clone never was
+        return settings | dict(jko_step_size="auto_0.03", confined=False)
     # Held, as SWFP's: a clone's would fall by default, and where the world changes no end is known. Of 0.003, 0.01,
     # 0.03 and 0.1 nats one of the best
     own = {("kl_epoch" if name == "jko_epoch" else name): value for name, value in settings.items()}

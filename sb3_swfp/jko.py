@@ -115,8 +115,8 @@ class JKOStep:
         step per epoch would be no trust region at all
     :param block_training: ``"parallel"`` (all blocks at once on stale inputs) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (a bound), ``"exact"`` or ``"sinkhorn"``
-    :param confinement: Share of the drift that is confined to where a change of their noise moves the particles
-        (:func:`drift_along_noise`), in [0, 1]; the rest follows the energy's gradient wherever it points
+    :param confined: Whether particles drift only where a change of their noise moves them (:func:`drift_along_noise`),
+        or along the energy's gradient wherever it points
     :raises ValueError: for an unknown mode or an epoch of fewer than two steps
     """
 
@@ -128,7 +128,7 @@ class JKOStep:
         epoch_length: int = 50,
         block_training: str = "parallel",
         w2: str = "paired",
-        confinement: float = 0.0,
+        confined: bool = False,
     ):
         if block_training not in ("parallel", "sequential"):
             raise ValueError(f'block_training must be "parallel" or "sequential", not {block_training!r}')
@@ -140,7 +140,7 @@ class JKOStep:
             )
         self.cascade, self.reference = cascade, reference
         self.step_size, self.epoch_length = step_size, epoch_length
-        self.block_training, self.w2, self.confinement = block_training, w2, confinement
+        self.block_training, self.w2, self.confined = block_training, w2, confined
         self.steps_in_epoch = self.steps_to_measurement = 0
 
     @property
@@ -158,8 +158,8 @@ class JKOStep:
     ) -> StaleParticles:
         """
         Sweep the frozen cascade and pull the energy's gradient back through it: one vector-Jacobian sweep gives every
-        block's adjoint ``lambda_n``, which is the drift (``docs/algorithm.md``, "Block updates"). For the confined
-        share of it a Jacobian-vector sweep follows (there, "Confinement").
+        block's adjoint ``lambda_n``, which is the drift (``docs/algorithm.md``, "Block updates"). Confined, it goes on
+        to the noise, and a Jacobian-vector sweep follows (there, "Confinement").
 
         :param features: The reference's state features, ``[B, features_dim]``
         :param q_function: ``Q(s, a)`` of the batch's states, ``[B, d] -> [B]``
@@ -171,12 +171,12 @@ class JKOStep:
         with th.enable_grad():
             path, q_values, entropy = self.evaluate(features, x_0.requires_grad_(True), q_function, ent_coef)
             objective = q_values.sum() + ent_coef * len(x_0) * entropy
-            gradients = th.autograd.grad(objective / scale, path if self.confinement > 0.0 else path[1:])
-        drift = th.stack(gradients[-self.cascade.n_blocks :])
-        if self.confinement > 0.0:
+            gradients = th.autograd.grad(objective / scale, path[:1] if self.confined else path[1:])
+        if self.confined:
             sweep = self.reference.integrate
-            along = drift_along_noise(lambda z: sweep(features, z).particles[1:], x_0, gradients[0])
-            drift = th.lerp(drift, along, self.confinement)
+            drift = drift_along_noise(lambda z: sweep(features, z).particles[1:], x_0, gradients[0])
+        else:
+            drift = th.stack(gradients)
         particles = th.stack(path).detach()
         return StaleParticles(particles[:-1], particles[1:], drift, q_values.detach(), entropy.detach())
 
@@ -211,8 +211,8 @@ class JKOStep:
         self, features: th.Tensor, stale: StaleParticles, ent_coef: float, scale: float = 1.0
     ) -> th.Tensor:
         """
-        JKO objective of all blocks at once on stale inputs. Without confinement its gradient at ``theta = theta_old``
-        is, up to the factor ``eta / N``, the back-propagation-through-time gradient of the energy.
+        JKO objective of all blocks at once on stale inputs. Unconfined its gradient at ``theta = theta_old`` is, up to
+        the factor ``eta / N``, the back-propagation-through-time gradient of the energy.
 
         :param features: The trained actor's state features, ``[B, features_dim]``
         :param stale: Result of :meth:`stale_particles`
@@ -220,8 +220,8 @@ class JKOStep:
         :param scale: Typical size of Q
         :return: Sum over blocks, scalar
         """
-        # The confined share of the drift is that of the whole energy, the blocks' own determinants included
-        ent_coef = (1.0 - self.confinement) * ent_coef
+        if self.confined:  # its drift is that of the whole energy, the blocks' own determinants included
+            ent_coef = 0.0
         entropy: th.Tensor | float = 0.0
         if ent_coef > 0.0:
             every = entropy_stride(self.cascade.action_dim)
@@ -258,12 +258,14 @@ class JKOStep:
         """
         with th.no_grad():
             output_old = self.reference.apply_block(n, features, x)
-        energy, outputs = self._energy(n, n, features, x, q_function, ent_coef)
-        energy = (1.0 - self.confinement) * energy / scale
-        if self.confinement > 0.0:
+        if self.confined:
+            output = self.cascade.apply_block(n, features, x)
             along = self._drift_in_order(n, features, x_0, q_function, ent_coef, scale)
-            energy = energy - self.confinement * (along * outputs[0]).sum(dim=-1).mean()
-        return self.block_step_size * energy + 0.5 * self.trust_region(outputs[0], output_old)
+            energy = -(along * output).sum(dim=-1).mean()
+        else:
+            energy, output = self._energy(n, n, features, x, q_function, ent_coef)
+            energy = energy / scale
+        return self.block_step_size * energy + 0.5 * self.trust_region(output, output_old)
 
     def _drift_in_order(
         self, n: int, features: th.Tensor, x_0: th.Tensor, q_function: QFunction, ent_coef: float, scale: float
@@ -290,12 +292,12 @@ class JKOStep:
 
     def _energy(
         self, first: int, n: int, features: th.Tensor, x: th.Tensor, q_function: QFunction, ent_coef: float
-    ) -> tuple[th.Tensor, list[th.Tensor]]:
+    ) -> tuple[th.Tensor, th.Tensor]:
         """
         Mean energy at the end of blocks ``first`` to N when block ``n``'s turn has come, without the entropy of ``x``,
-        and these blocks' outputs.
+        and the first of these blocks' output.
         """
-        outputs, entropy = [], th.zeros((), device=x.device)
+        output, entropy = x, th.zeros((), device=x.device)
         every = entropy_stride(self.cascade.action_dim)
         for m in range(first, self.cascade.n_blocks):
             if ent_coef > 0.0:
@@ -303,10 +305,11 @@ class JKOStep:
                 entropy = entropy + log_det.mean()
             else:
                 x = self._flow(m, n).apply_block(m, features, x)
-            outputs.append(x)
+            if m == first:
+                output = x
         if ent_coef > 0.0:
             entropy = entropy + bound_log_det(x).mean()
-        return -q_function(bound_action(x)).mean() - ent_coef * entropy, outputs
+        return -q_function(bound_action(x)).mean() - ent_coef * entropy, output
 
     def trust_region(self, outputs: th.Tensor, outputs_old: th.Tensor) -> th.Tensor:
         """

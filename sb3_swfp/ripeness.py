@@ -133,8 +133,8 @@ class CriticRipeness:
         Whether the trial may end although the picks did not pay: over 20 episodes or more the clone reached less than
         15 % of the demonstrations' mean return, and the latest with the picks, 5 or more, cost no more than that. A
         clone that succeeds now and then can be ahead by a success or two for as long as it is on trial, and until that
-        ends its blocks stand still. Counted from what is worth nothing, as :attr:`share_of_demonstrated_return` is, but
-        over all of the clone's episodes.
+        ends its blocks stand still. Returns count from what is worth nothing: the lowest of any episode, demonstrated
+        or the clone's own, or 0 if all are above.
         """
         if (
             len(self.with_picks) < _MIN_EPISODES
@@ -146,16 +146,3 @@ class CriticRipeness:
         least = _LITTLE * (self.demonstrated_return - nothing)
         # Picks can return less than "nothing": a robot that falls
         return self.clone_return - nothing < least and self.clone_return - fmean(self.with_picks) < least
-
-    @property
-    def share_of_demonstrated_return(self) -> float:
-        """
-        How much of the demonstrations' mean return the clone reached without the critic's picks, in [0, 1]. It counts
-        from what is worth nothing: the lowest return of any episode, demonstrated or its own, or 0 if all are above. 0
-        as long as either is unknown.
-        """
-        if not self.without_picks or math.isnan(self.demonstrated_return):
-            return 0.0
-        nothing = min(0.0, self.lowest_return, *self.without_picks)
-        reached, whole = fmean(self.without_picks) - nothing, self.demonstrated_return - nothing
-        return min(reached / whole, 1.0) if whole > 0.0 else float(reached > 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch as th
@@ -77,11 +76,9 @@ class SWFP(FlowAlgorithm):
         ``"auto"`` is ``"auto_0.1"`` from scratch and, once pretrained, 2 % of the clone's own spread, decaying
     :param jko_epoch: Block updates per JKO epoch, against one frozen reference; ``"auto"`` is 2 from scratch and 50
         once pretrained
-    :param confinement: Share of a step that moves actions only where a change of their noise would move them, in
-        [0, 1]: 0 lets the critic's gradient lead them anywhere, 1 keeps them on what the policy already does
-        (``docs/algorithm.md``, "Confinement"); ``"auto"`` is 0 from scratch and, once pretrained, the share of the
-        demonstrations' mean return that the clone reached before the critic was ripe, decaying linearly over
-        ``learn()`` to 0
+    :param confined: Whether a step pulls actions only where a change of their noise would move them, along what the
+        policy already does, or wherever the critic's gradient leads (``docs/algorithm.md``, "Confinement");
+        ``"auto"`` is ``True`` once pretrained and ``False`` from scratch
     :param block_training: ``"parallel"`` (all blocks at once on stale particles) or ``"sequential"`` (strict JKO)
     :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (POT)
     :param policy_delay: Critic updates per block update, as in TD3
@@ -135,7 +132,7 @@ class SWFP(FlowAlgorithm):
         target_entropy: str | float = "auto",
         jko_step_size: float | str = "auto",
         jko_epoch: int | str = "auto",
-        confinement: float | str = "auto",
+        confined: bool | str = "auto",
         block_training: str = "parallel",
         w2: str = "paired",
         policy_delay: int = 2,
@@ -190,7 +187,7 @@ class SWFP(FlowAlgorithm):
         self.target_entropy = target_entropy
         self.ent_coef = ent_coef
         self.target_update_interval = target_update_interval
-        self.jko_step_size, self.jko_epoch, self.confinement = jko_step_size, jko_epoch, confinement
+        self.jko_step_size, self.jko_epoch, self.confined = jko_step_size, jko_epoch, confined
         self.block_training, self.w2 = block_training, w2
         self.policy_delay, self.critic_warmup = policy_delay, critic_warmup
         self.target_candidates, self.noise_correlation = target_candidates, noise_correlation
@@ -212,7 +209,7 @@ class SWFP(FlowAlgorithm):
             self._epoch_length(),
             self.block_training,
             self.w2,
-            self._current_confinement(),
+            self._is_confined(),
         )
         if self.block_training == "sequential":
             blocks = [{"params": self.actor.cascade.block_views(n)} for n in range(self.actor.cascade.n_blocks)]
@@ -237,21 +234,17 @@ class SWFP(FlowAlgorithm):
             raise ValueError(f'jko_epoch must be a number of block updates or "auto", got {self.jko_epoch!r}')
         return self.jko_epoch
 
-    def _current_confinement(self) -> float:
-        share: Any = self.confinement
-        if isinstance(share, str) and share == "auto":
-            if not self.is_pretrained:
-                return 0.0
-            # Later the critic knows the neighbourhood better, and the flow has less variance left to move in
-            # SB3's progress goes below 0 where the last roll-out exceeds total_timesteps
-            return self.ripeness.share_of_demonstrated_return * max(self._current_progress_remaining, 0.0)
-        if isinstance(share, bool) or not isinstance(share, Real) or not 0.0 <= float(share) <= 1.0:
-            raise ValueError(f'confinement must be a number from 0 to 1 or "auto", got {share!r}')
-        return float(share)
+    def _is_confined(self) -> bool:
+        if self.confined == "auto":
+            return self.is_pretrained
+        if not isinstance(self.confined, bool):
+            raise ValueError(f'confined must be True, False or "auto", got {self.confined!r}')
+        return self.confined
 
     def _after_cloning(self, data: Demonstrations) -> None:
         super()._after_cloning(data)
         self.jko.epoch_length, self.jko.steps_in_epoch = self._epoch_length(), 0
+        self.jko.confined = self._is_confined()
         self._step_size = self.jko.step_size = self._make_step_size()
         self._set_temperature()
 
@@ -261,7 +254,6 @@ class SWFP(FlowAlgorithm):
         :param batch_size: Minibatch size
         """
         self.jko.step_size.progress_remaining = self._current_progress_remaining
-        self.jko.confinement = self._current_confinement()
         super().train(gradient_steps, batch_size)
 
     @property
@@ -301,7 +293,6 @@ class SWFP(FlowAlgorithm):
             "actor_loss": loss.detach(),
             "energy": -q_values.mean(),
             "ent_coef": ent_coef,
-            "confinement": self.jko.confinement,
         }
         if ent_coef > 0.0:
             metrics["entropy"] = entropy

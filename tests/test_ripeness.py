@@ -139,28 +139,6 @@ def test_a_new_clone_begins_anew() -> None:
     assert (ripeness.demonstrated_return, ripeness.lowest_return) == (3.0, 1.0)
 
 
-def test_share_of_the_demonstrated_return() -> None:
-    ripeness = CriticRipeness()
-    ripeness.add_episode(5.0, False)
-    assert ripeness.share_of_demonstrated_return == 0.0  # of a file from before it was counted
-    ripeness.demonstrated_return, ripeness.lowest_return = 10.0, 0.0
-    assert ripeness.share_of_demonstrated_return == 0.5
-    ripeness.add_episode(-10.0, False)  # mean -2.5, lowest -10
-    assert ripeness.share_of_demonstrated_return == pytest.approx(7.5 / 20.0)
-    ripeness.add_episode(1000.0, True)  # not the clone alone
-    assert ripeness.share_of_demonstrated_return == pytest.approx(7.5 / 20.0)
-    for _ in range(20):
-        ripeness.add_episode(30.0, False)
-    assert ripeness.share_of_demonstrated_return == 1.0
-    steady = CriticRipeness(demonstrated_return=100.0, lowest_return=99.0)
-    steady.add_episode(90.0, False)  # all above 0, which then counts as nothing
-    assert steady.share_of_demonstrated_return == pytest.approx(0.9)
-    never = CriticRipeness(demonstrated_return=-20.0, lowest_return=-20.0)
-    never.add_episode(-20.0, False)
-    assert never.share_of_demonstrated_return == 0.0
-    assert CriticRipeness(demonstrated_return=1.0, lowest_return=0.0).share_of_demonstrated_return == 0.0
-
-
 def test_trial_adds_up_rewards_and_draws_lots() -> None:
     trial, ended = CriticTrial(2), []
     np.random.seed(0)

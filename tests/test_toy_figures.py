@@ -105,6 +105,8 @@ def test_off_policy_pair_differs_in_the_trust_region_alone() -> None:
     assert ours.pop("jko_epoch") == kl.pop("kl_epoch")
     # Both are held to the end: where the world changes, a step that falls falls behind
     assert re.fullmatch(r"auto_[0-9.]+", ours.pop("jko_step_size")) and isinstance(kl.pop("kl_step"), float)
+    # The KL step has no confinement, and a moving mode asks for none
+    assert ours.pop("confined") is False
     assert ours == kl
 
 

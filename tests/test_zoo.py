@@ -90,7 +90,7 @@ def test_every_point_of_the_search_space_makes_a_model(algorithm: str, with_demo
     for _ in range(10):
         trial = study.ask()
         arguments = SAMPLERS[algorithm](trial, 1, 1, {"using_her_replay_buffer": her, "her_kwargs": kwargs})
-        assert ("confinement" in arguments) == (algorithm == "swfp" and with_demonstrations)
+        assert ("confined" in arguments) == (algorithm == "swfp" and with_demonstrations)
         buffer_kwargs: dict[str, Any] = arguments.pop("replay_buffer_kwargs", {})
         # IBRL's buffer mixes demonstrations in by their number
         assert ("demonstration_share" in buffer_kwargs) == (with_demonstrations and algorithm != "ibrl")

@@ -83,7 +83,7 @@ def _sample_swfp(trial: optuna.Trial, with_demonstrations: bool) -> Params:
         "jko_epoch": trial.suggest_categorical("jko_epoch", [5, 10, 20, 50]),
     }
     if with_demonstrations:
-        sampled["confinement"] = trial.suggest_categorical("confinement", [0.0, "auto", 1.0])
+        sampled["confined"] = trial.suggest_categorical("confined", [False, True])
     return sampled
 
 
