@@ -83,21 +83,48 @@ def row(text: str, name: str, after: str = "") -> list[str]:
 def test_interquartile_mean_is_rliables(runs: int) -> None:
     scores = np.random.default_rng(0).random((runs, 3, 2))
     expected = [optional("rliable.metrics").aggregate_iqm(scores[..., index]) for index in range(2)]
-    assert np.allclose(statistics.interquartile_mean(scores), expected)
-    assert statistics.interquartile_mean(np.array([0.0, 1.0, 2.0, 9.0])[:, None, None]) == 1.5
+    assert np.allclose(statistics.interquartile_mean([*scores.swapaxes(0, 1)]), expected)
+    assert statistics.interquartile_mean([np.array([0.0, 1.0, 2.0, 9.0])]) == 1.5
+
+
+def test_tasks_weigh_alike_however_many_runs_they_have() -> None:
+    # Twice the runs with the same scores are no more of a task than once (of 8 and of 16 a quarter is whole)
+    few, many = np.array([0.0, 0.1, 0.2, 0.3]), np.array([0.2, 0.6, 0.7, 0.9])
+    once = statistics.interquartile_mean([few, many])
+    assert statistics.interquartile_mean([few, np.tile(many, 2)]) == pytest.approx(once)
+    # Of 2 + 3 runs each counts 3 or 2 times: 0 0 0 | 1 1 1 2 2 3 | 3 4 4
+    assert statistics.interquartile_mean([np.array([0.0, 1.0]), np.array([2.0, 3.0, 4.0])]) == pytest.approx(10 / 6)
+    assert statistics.mean_of_means([few, np.tile(many, 2)]) == pytest.approx((0.15 + 0.6) / 2)
+    assert np.isnan(statistics.mean_of_means([few, np.empty(0)]))
 
 
 def test_probability_of_improvement_is_rliables() -> None:
     generator = np.random.default_rng(0)
     scores, others = generator.integers(0, 5, (3, 4)) / 4, generator.integers(0, 5, (5, 4)) / 4
     expected = optional("rliable.metrics").probability_of_improvement(scores, others)
-    assert statistics.mean_improvement(scores, others) == pytest.approx(expected)
-    low, same = np.array([[0.0], [0.5]]), np.array([[0.5], [1.0]])
-    assert statistics.mean_improvement(low, same) == pytest.approx(0.125)  # one tie of four pairs, no win
+    assert statistics.mean_improvement([*scores.T], [*others.T]) == pytest.approx(expected)
+    low, same = np.array([0.0, 0.5]), np.array([0.5, 1.0])
+    assert statistics.mean_improvement([low], [same]) == pytest.approx(0.125)  # one tie of four pairs, no win
+    # The mean over tasks, not over pairs
+    assert statistics.mean_improvement([low, same[[1]]], [same, low]) == pytest.approx((0.125 + 1.0) / 2)
+
+
+def test_the_interval_of_an_improvement_over_tasks_with_different_numbers_of_runs() -> None:
+    # Bernoulli scores: that a run of rate p beats one of rate q, ties counting half, is 1/2 + (p - q) / 2, and its
+    # estimate varies with (p (1 - p) / n + q (1 - q) / m) / 4 on each task, a quarter of which the mean of two keeps
+    counts = [(20, 30), (40, 25)]
+    scores, others = ([np.arange(runs) < runs / 2 for runs in side] for side in zip(*counts, strict=True))
+    estimate = statistics.improvement_estimate(scores, others)
+    assert estimate.low is not None and estimate.high is not None
+    share = 12 / 25  # of the last ones, an odd number
+    assert estimate.value == pytest.approx((0.5 + 0.5 + (0.5 - (1 - share)) / 2) / 2)
+    variance = sum((0.25 / runs + 0.25 / other) / 4 for runs, other in counts) / 4
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * variance**0.5, rel=0.1)
+    assert statistics.improvement_estimate([scores[0], scores[1][:2]], others).low is None  # fewer than MIN_SEEDS
 
 
 def test_intervals_are_the_same_each_time_and_leave_numpys_state_alone() -> None:
-    scores = np.random.default_rng(0).random((5, 2, 1))
+    scores = [*np.random.default_rng(0).random((2, 5, 1))]
     np.random.seed(3)
     drawn = np.random.random(3)
     np.random.seed(3)
@@ -105,12 +132,12 @@ def test_intervals_are_the_same_each_time_and_leave_numpys_state_alone() -> None
     assert (first.low, first.high) == (second.low, second.high)
     assert np.array_equal(np.random.random(3), drawn)
     assert first.low is not None and first.high is not None
-    assert scores.min() < first.low < first.value < first.high < scores.max()
+    assert np.min(scores) < first.low < first.value < first.high < np.max(scores)
 
 
 def test_the_intervals_coverage_of_a_mean() -> None:
     # Of 4 x 10 runs the interval of the interquartile mean is near that of a normal mean, 1.96 standard errors
-    scores = np.random.default_rng(0).normal(size=(40, 4, 1))
+    scores = [*np.random.default_rng(0).normal(size=(4, 40, 1))]
     estimate = statistics.interquartile_estimate(scores)
     assert estimate.low is not None and estimate.high is not None
     assert (estimate.high - estimate.low) / 2 == pytest.approx(1.96 * 1.09 / 160**0.5, rel=0.15)
@@ -242,7 +269,8 @@ def test_unequal_seeds_and_cells_begun(toy: Any, tmp_path: Path) -> None:
     assert "Numbers of seeds differ: swfp 4, rlpd 3." in text
     assert "15 of 24 cells" in text and "- pen: rlpd 3; swfp-kl 0-3" in text
     assert "begun without a result (see their log.txt):\n\n- door: swfp-kl 1\n" in text
-    assert "as many as the task with fewest has: rlpd 3." in text
+    # RLPD has four seeds on one of the two tasks, all of which count
+    assert row(text, "rlpd", "### All tasks")[:2] == ["rlpd", "3 to 4"] and "first seeds" not in text
     assert row(text, "rlpd", "### pen")[2] == "70.0, 80.0, 90.0, –"
 
 
@@ -407,11 +435,11 @@ def test_suites_are_put_together_task_by_task(two_suites: Any, tmp_path: Path) -
     page = tmp_path / "results.md"
     text = report(["toy", "other"], tmp_path, page)
     assert text.startswith("## Main comparison") and "of seeds: toy/pen, of swfp or rlpd, swfp-kl." in text
-    # Against RLPD the door's fourth seed is cut. Door: ties count half, so 0.5; fetch: 1. Of six runs the inner four
+    # Four seeds on the door and three on Fetch count as 12 runs each. Door: ties count half, so 3/4 of 0.5; fetch: 1
     head = "| swfp over | tasks"
     *found, probability, verdict, matched = row(text, "rlpd", head)
-    assert found == ["rlpd", "toy/door, other/fetch", "3, 3", "65.0, 50.0", "48.8, 45.0", "-10.0, -20.0"]
-    assert probability.startswith("0.750 [") and (verdict, matched) == ("no", "2 of 2")
+    assert found == ["rlpd", "toy/door, other/fetch", "3 to 4, 3", "57.5, 50.0", "46.2, 45.0", "-15.0, -20.0"]
+    assert probability.startswith("0.688 [") and (verdict, matched) == ("no", "2 of 2")
     # Alone on the door all four count: the interquartile mean is without the 0
     assert row(text, "swfp-kl", head)[1:4] == ["toy/door", "4, 3", "80.0, 10.0"]
     assert "Made by different code" not in text

@@ -9,11 +9,13 @@ import numpy as np
 
 from benchmarks.reporting.statistics import (
     Estimate,
+    Scores,
     Summaries,
     clone_level,
     improvement_estimate,
     interquartile_estimate,
     interquartile_mean,
+    mean_of_means,
 )
 from benchmarks.reporting.stored import Stored
 
@@ -56,14 +58,14 @@ class Comparison:
     All algorithms over the tasks that they have in common.
 
     :param tasks: The tasks
-    :param runs: Seeds of each algorithm on each task
+    :param runs: Numbers of seeds of each algorithm, task by task
     :param algos: Each algorithm's figures, empty where scores are no success rates
     :param improvements: The reference against each of the others, empty where the reference has no results
     :param notes: What was left out and why
     """
 
     tasks: list[str]
-    runs: Mapping[str, int]
+    runs: Mapping[str, list[int]]
     algos: Mapping[str, Aggregate]
     improvements: Mapping[str, Improvement]
     notes: list[str]
@@ -83,54 +85,46 @@ def compare(stored: Stored, summaries: Summaries) -> Comparison:
             notes.append(f"Left out: {task}, where there is nothing of {lacking}.")
     if not tasks:
         return Comparison([], {}, {}, {}, notes)
-    # rliable's bootstrap wants as many runs on every task; which ones does not matter, as it draws them task by task
-    counts = {algo: [len(stored.of(task, algo)) for task in tasks] for algo in algos}
-    runs = {algo: min(counts[algo]) for algo in algos}
-    cut = [f"{algo} {runs[algo]}" for algo in algos if max(counts[algo]) > runs[algo]]
-    if cut:
-        notes.append(f"Of these only the first seeds, as many as the task with fewest has: {', '.join(cut)}.")
+    runs = {algo: [len(stored.of(task, algo)) for task in tasks] for algo in algos}
     return Comparison(
         tasks,
         runs,
-        {algo: _aggregate(stored, summaries, tasks, algo, runs[algo]) for algo in algos} if stored.suite.rates else {},
-        _improvements(summaries, tasks, stored.reference, runs),
+        {algo: _aggregate(stored, summaries, tasks, algo) for algo in algos} if stored.suite.rates else {},
+        _improvements(summaries, tasks, stored.reference, algos),
         notes,
     )
 
 
-def _aggregate(stored: Stored, summaries: Summaries, tasks: list[str], algo: str, runs: int) -> Aggregate:
+def _aggregate(stored: Stored, summaries: Summaries, tasks: list[str], algo: str) -> Aggregate:
     found = [summaries[task, algo] for task in tasks]
-    levels = [clone_level(stored, task, summaries) for task in tasks]
-    finals = np.array([each.finals[:runs] for each in found])
-    dips = np.array([each.dips[:runs] for each in found]) if all(len(each.dips) for each in found) else None
-    below = None
-    if dips is not None and None not in levels:
-        starts = np.array([each.starts[:runs] for each in found])
-        below = float(np.mean(starts + dips - np.array(levels)[:, None]))
+    levels = [level for task in tasks if (level := clone_level(stored, task, summaries)) is not None]
+    dip = below = None
+    if all(len(each.dips) for each in found):
+        dip = mean_of_means([each.dips for each in found])
+        if len(levels) == len(tasks):
+            below = mean_of_means([each.starts for each in found]) + dip - float(np.mean(levels))
     return Aggregate(
-        final=interquartile_estimate(finals.T[:, :, None]),
-        mean=float(np.mean(finals)),
-        area=float(np.mean([each.areas[:runs] for each in found])),
-        dip=None if dips is None else float(np.mean(dips)),
+        final=interquartile_estimate([each.finals[:, None] for each in found]),
+        mean=mean_of_means([each.finals for each in found]),
+        area=mean_of_means([each.areas for each in found]),
+        dip=dip,
         below=below,
     )
 
 
-def _improvements(
-    summaries: Summaries, tasks: list[str], reference: str, runs: Mapping[str, int]
-) -> dict[str, Improvement]:
-    if reference not in runs:
+def _improvements(summaries: Summaries, tasks: list[str], reference: str, algos: list[str]) -> dict[str, Improvement]:
+    if reference not in algos:
         return {}
-    scores = {algo: np.array([summaries[task, algo].finals[:most] for task in tasks]).T for algo, most in runs.items()}
-    return {algo: improvement(scores[reference], scores[algo]) for algo in runs if algo != reference}
+    finals = {algo: [summaries[task, algo].finals for task in tasks] for algo in algos}
+    return {algo: improvement(finals[reference], finals[algo]) for algo in algos if algo != reference}
 
 
-def improvement(scores: np.ndarray, others: np.ndarray) -> Improvement:
+def improvement(scores: Scores, others: Scores) -> Improvement:
     """
-    :param scores: Final scores of the reference algorithm, [runs, tasks]
-    :param others: Another one's, [its runs, tasks]
+    :param scores: Final scores of the reference algorithm: of each task, [its runs]
+    :param others: Another one's, likewise
     :return: The one against the other
     """
-    means, other_means = (interquartile_mean(each[:, None, :]) for each in (scores, others))
+    means, other_means = (np.array([interquartile_mean([task]) for task in each]) for each in (scores, others))
     # Rates are rounded
     return Improvement(improvement_estimate(scores, others), int(np.sum(means >= other_means - 1e-9)))

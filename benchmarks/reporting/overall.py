@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.reporting.aggregate import Improvement, improvement
-from benchmarks.reporting.statistics import Summaries, Summary, interquartile_mean
+from benchmarks.reporting.aggregate import improvement
+from benchmarks.reporting.statistics import Summaries, Summary, interquartile_mean, mean_of_means
 from benchmarks.reporting.stored import MIN_SEEDS, Stored
-from benchmarks.reporting.tables import IMPROVEMENT, NONE, PERCENT, improvement_cells, table
-
-
-@dataclass(frozen=True)
-class Duel:
-    """
-    The reference against one algorithm, over the tasks where both have enough seeds. Of each algorithm as many seeds as
-    the task with fewest has, since rliable's bootstrap wants as many runs on every task.
-
-    :param tasks: Names of the tasks, with their suite's
-    :param seeds: Number of seeds, of the reference and of the other
-    :param improvement: Of the reference on the other
-    :param finals: Interquartile mean over tasks and seeds of the final scores, of the reference and of the other
-    :param areas: Mean area under the curve, likewise
-    :param lowest: Mean of the lowest score after step 0 minus the reference's at step 0, likewise; NaN where a run was
-        not evaluated at step 0 and later
-    """
-
-    tasks: list[str]
-    seeds: tuple[int, int]
-    improvement: Improvement
-    finals: tuple[float, float]
-    areas: tuple[float, float]
-    lowest: tuple[float, float]
-
+from benchmarks.reporting.tables import IMPROVEMENT, NONE, PERCENT, improvement_cells, spread, table
 
 #: Summaries of the reference and of another algorithm on each task, named with its suite
 Pairs = Mapping[str, tuple[Summary, Summary]]
@@ -88,7 +63,7 @@ def _rows(
         for task in few:
             left_out.setdefault(task, []).append(algo)
         if pairs:
-            rows.append([algo, *_entries(_duel(pairs))])
+            rows.append([algo, *_entries(pairs)])
     return rows, left_out
 
 
@@ -133,40 +108,21 @@ def _pairs(
     return pairs, few
 
 
-def _duel(pairs: Pairs) -> Duel:
-    starts = [_mean(ours.starts) for ours, _ in pairs.values()]
-    seeds, finals, areas, lowest = [], [], [], []
-    for side in zip(*pairs.values(), strict=True):
-        runs = min(len(summary.finals) for summary in side)
-        seeds.append(runs)
-        finals.append(np.array([summary.finals[:runs] for summary in side]).T)
-        areas.append(float(np.mean([summary.areas[:runs] for summary in side])))
-        below = [
-            _mean(each.starts[:runs]) + _mean(each.dips[:runs]) - start
-            for each, start in zip(side, starts, strict=True)
-        ]
-        lowest.append(float(np.mean(below)))
-    first, second = (float(interquartile_mean(scores[:, :, None])[0]) for scores in finals)
-    return Duel(
-        tasks=list(pairs),
-        seeds=(seeds[0], seeds[1]),
-        improvement=improvement(*finals),
-        finals=(first, second),
-        areas=(areas[0], areas[1]),
-        lowest=(lowest[0], lowest[1]),
-    )
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
-
-
-def _entries(duel: Duel) -> list[str]:
+def _entries(pairs: Pairs) -> list[str]:
+    """A row of the table; tasks weigh alike, however many seeds they have."""
+    sides = [list(side) for side in zip(*pairs.values(), strict=True)]
+    finals = [[each.finals for each in side] for side in sides]
+    areas = [mean_of_means([each.areas for each in side]) for side in sides]
+    start = mean_of_means([each.starts for each in sides[0]])
+    lowest = [
+        mean_of_means([each.starts for each in side]) + mean_of_means([each.dips for each in side]) - start
+        for side in sides
+    ]
     return [
-        ", ".join(duel.tasks),
-        ", ".join(map(str, duel.seeds)),
-        ", ".join(map(PERCENT, duel.finals)),
-        ", ".join(map(PERCENT, duel.areas)),
-        ", ".join(NONE if np.isnan(each) else PERCENT(each, "+") for each in duel.lowest),
-        *improvement_cells(duel.improvement, len(duel.tasks)),
+        ", ".join(pairs),
+        ", ".join(spread(map(len, side)) for side in finals),
+        ", ".join(PERCENT(float(interquartile_mean(side))) for side in finals),
+        ", ".join(map(PERCENT, areas)),
+        ", ".join(NONE if np.isnan(each) else PERCENT(each, "+") for each in lowest),
+        *improvement_cells(improvement(*finals), len(pairs)),
     ]

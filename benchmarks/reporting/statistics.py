@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from math import lcm
 
 import numpy as np
 
@@ -13,11 +14,13 @@ from benchmarks.cells import Result
 from benchmarks.reporting.optional import optional
 from benchmarks.reporting.stored import MIN_SEEDS, Stored
 
-#: Bootstrap replications of each interval: enough for two digits, and few enough for 200 results in seconds
+#: Bootstrap replications of each interval: few enough for 200 results in seconds; another draw moves an end by 0.02
 REPLICATIONS = 2_000
 _BOOTSTRAP_SEED = 0
 
 Curve = Sequence[tuple[int, float]]
+#: Scores by task, which may have different numbers of runs: the first axis
+Scores = Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def summarise(results: Sequence[Result]) -> Summary:
     steps, scores = common_steps([result.curve for result in results])
     finals = np.array([result.curve[-1][1] for result in results])
     # In one bootstrap, so that the band in the figure ends where the table's interval does
-    estimate = interquartile_estimate(np.column_stack([scores, finals])[:, None, :])
+    estimate = interquartile_estimate([np.column_stack([scores, finals])])
     starts = np.array([result.curve[0][1] for result in results if result.curve[0][0] == 0])
     dips = [dip for result in results if (dip := deepest_dip(result.curve)) is not None]
     return Summary(
@@ -155,57 +158,73 @@ def dip_by_noise(rate: float, episodes: int, evaluations: int) -> float:
     return float(np.sum(reached**evaluations) / episodes - rate)
 
 
-def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+def mean_of_means(scores: Scores) -> float:
+    """
+    :param scores: Of each task, [its runs]
+    :return: Mean over tasks of their means over runs, so that a task with more of these does not weigh more; NaN if a
+        task has none
+    """
+    return float(np.mean([np.mean(each) if len(each) else np.nan for each in scores]))
+
+
+def interquartile_mean(scores: Scores) -> np.ndarray:
     """
     Mean of what is left without the lowest and the highest quarter, each rounded down; rliable's ``aggregate_iqm``,
-    for several evaluations at a time and without its overhead, which 2,000 replications would feel.
+    for several evaluations at a time and without its overhead, which 2,000 replications would feel. Tasks weigh alike:
+    where they have different numbers of runs, which rliable leaves open, every run counts as often as evens these out.
 
-    :param scores: [runs, tasks, k]
-    :return: Interquartile means over runs and tasks, [k]
+    :param scores: Of each task, [its runs] or [its runs, k]
+    :return: Interquartile means over runs and tasks, [] or [k]
     """
-    pooled = np.sort(scores.reshape(-1, scores.shape[-1]), axis=0)
+    most = lcm(*map(len, scores))
+    pooled = np.sort(np.concatenate([np.repeat(each, most // len(each), axis=0) for each in scores]), axis=0)
     cut = len(pooled) // 4
     return pooled[cut : len(pooled) - cut].mean(axis=0)
 
 
-def interquartile_estimate(scores: np.ndarray) -> Estimate:
+def interquartile_estimate(scores: Scores) -> Estimate:
     """
-    :param scores: [runs, tasks, k]
-    :return: Their interquartile means over runs and tasks, with stratified bootstrap intervals
+    :param scores: Of each task, [its runs, k]
+    :return: Their interquartile means over runs and tasks, with stratified bootstrap intervals unless a task has fewer
+        than ``MIN_SEEDS`` runs
     """
-    if len(scores) < MIN_SEEDS:
+    if min(map(len, scores)) < MIN_SEEDS:
         return Estimate(interquartile_mean(scores), None, None)
-    return _bootstrap(scores, interquartile_mean)
+    return _bootstrap(scores, lambda *drawn: interquartile_mean(drawn))
 
 
-def mean_improvement(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+def mean_improvement(scores: Scores, others: Scores) -> np.ndarray:
     """
     Probability that a run scores higher than one of the other algorithm on the same task, ties counting half, mean over
-    tasks: rliable's ``probability_of_improvement``, whose test of significance takes a hundred times as long.
+    tasks: rliable's ``probability_of_improvement``, whose test of significance takes a hundred times as long, and which
+    wants as many runs on every task.
 
-    :param scores: [runs, tasks]
-    :param others: [the other algorithm's runs, tasks]
+    :param scores: Of each task, [its runs]
+    :param others: The other algorithm's, likewise
     :return: The probability, [1]
     """
-    left, right = scores[:, None], others[None]
-    return np.array([np.mean(left > right) + np.mean(left == right) / 2])
+    pairs = [(left[:, None], right[None]) for left, right in zip(scores, others, strict=True)]
+    return np.array([np.mean([np.mean(left > right) + np.mean(left == right) / 2 for left, right in pairs])])
 
 
-def improvement_estimate(scores: np.ndarray, others: np.ndarray) -> Estimate:
+def improvement_estimate(scores: Scores, others: Scores) -> Estimate:
     """
-    :param scores: [runs, tasks]
-    :param others: [the other algorithm's runs, tasks]
-    :return: Probability of improvement, with its stratified bootstrap interval, [1]
+    :param scores: Of each task, [its runs]
+    :param others: The other algorithm's, likewise
+    :return: Probability of improvement, with its stratified bootstrap interval unless a task has fewer than
+        ``MIN_SEEDS`` runs of either, [1]
     """
-    if min(len(scores), len(others)) < MIN_SEEDS:
+    if min(map(len, (*scores, *others))) < MIN_SEEDS:
         return Estimate(mean_improvement(scores, others), None, None)
-    return _bootstrap([scores, others], mean_improvement)
+    tasks = len(scores)
+    return _bootstrap([*scores, *others], lambda *drawn: mean_improvement(drawn[:tasks], drawn[tasks:]))
 
 
-def _bootstrap(scores: np.ndarray | list[np.ndarray], function: Callable[..., np.ndarray]) -> Estimate:
+def _bootstrap(scores: Scores, function: Callable[..., np.ndarray]) -> Estimate:
     library = optional("rliable.library")
+    # As a list, rliable draws from each array apart: the strata, which need not have as many runs as each other
     with _seeded():
-        values, intervals = library.get_interval_estimates({"": scores}, function, reps=REPLICATIONS)
+        values, intervals = library.get_interval_estimates({"": list(scores)}, function, reps=REPLICATIONS)
     return Estimate(values[""], *intervals[""])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +74,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """
     lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
     return [lines[0], "|---" * len(head) + "|", *lines[1:], ""]
+
+
+def spread(counts: Iterable[int]) -> str:
+    """
+    :param counts: Numbers of seeds, task by task
+    :return: ``"3"`` if they are the same, else ``"3 to 6"``
+    """
+    found = sorted(set(counts))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def score_table(stored: Stored, task: str, summaries: Summaries) -> list[str]:
@@ -170,8 +179,8 @@ def aggregate_table(stored: Stored, comparison: Comparison) -> list[str]:
 
     rows = [
         [
-            *(algo, str(comparison.runs[algo]), PERCENT.estimate(each.final), PERCENT(each.mean), PERCENT(each.area)),
-            *(maybe(each.dip), maybe(each.below)),
+            *(algo, spread(comparison.runs[algo]), PERCENT.estimate(each.final)),
+            *(PERCENT(each.mean), PERCENT(each.area), maybe(each.dip), maybe(each.below)),
         ]
         for algo, each in comparison.algos.items()
     ]
