@@ -16,6 +16,7 @@ from benchmarks.reporting.statistics import (
     interquartile_estimate,
     interquartile_mean,
     mean_of_means,
+    repeated,
 )
 from benchmarks.reporting.stored import Stored
 
@@ -23,7 +24,7 @@ from benchmarks.reporting.stored import Stored
 @dataclass(frozen=True)
 class Aggregate:
     """
-    One algorithm over several tasks; scores are success rates.
+    One algorithm over several tasks; scores are success rates. Means are over tasks, of their means over seeds.
 
     :param final: Interquartile mean of the final scores
     :param mean: Their mean
@@ -45,7 +46,8 @@ class Improvement:
     The reference algorithm against another one.
 
     :param probability: That a run of the reference scores higher
-    :param matched: Tasks on which the reference's interquartile mean is no lower
+    :param matched: Number of tasks on which the reference's interquartile mean is no lower; where numbers of seeds
+        differ, the means are of runs repeated to as many
     """
 
     probability: Estimate
@@ -125,6 +127,9 @@ def improvement(scores: Scores, others: Scores) -> Improvement:
     :param others: Another one's, likewise
     :return: The one against the other
     """
-    means, other_means = (np.array([interquartile_mean([task]) for task in each]) for each in (scores, others))
-    # Rates are rounded
-    return Improvement(improvement_estimate(scores, others), int(np.sum(means >= other_means - 1e-9)))
+    matched = 0
+    for pair in zip(scores, others, strict=True):
+        # The mean of few runs keeps the worst and that of more does not: as many of both, so that it is the same share
+        ours, theirs = (interquartile_mean([each]) for each in repeated(pair))
+        matched += bool(ours >= theirs - 1e-9)  # rates are rounded
+    return Improvement(improvement_estimate(scores, others), matched)

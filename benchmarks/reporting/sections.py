@@ -22,14 +22,14 @@ from benchmarks.reporting.tables import (
 LEGEND = f"""\
 Algorithms are named as for `--algos`; `clone` is clone + SAC. Final score: that of the last evaluation, mean over
 seeds. Interquartile mean: without the lowest and the highest quarter of the runs, so with fewer than 4 runs it is the
-mean. Intervals: 95 %, percentiles of {REPLICATIONS:,} stratified bootstrap replications (rliable), so an end moves by
-some hundredths (of a probability) with the draw; over few seeds they come out too narrow, and with fewer than
-{MIN_SEEDS} there is none. Over tasks each weighs alike, however many seeds it has. Area under the curve: over the
-steps, so in the score's unit. Deepest dip: lowest later evaluation minus that at step 0 (what was cloned or pretrained,
-before it learns online), in the score's unit (points for success rates); beside it what the dip of a policy that never
-changes would be on average, were its episodes drawn afresh at each evaluation. Probability of
-improvement: that a run of the one algorithm scores higher than one of the other on the same task, mean over tasks, ties
-counting half."""
+mean; it is compared task by task after runs were repeated to as many of both algorithms. Over tasks, each weighs alike,
+however many seeds it has. Intervals: 95 %, percentiles of {REPLICATIONS:,} stratified bootstrap replications (rliable):
+another draw moves an end by up to some 2 points; over few seeds they come out too narrow, and with fewer than
+{MIN_SEEDS} there is none. Area under the curve: over the steps, so in the score's unit. Deepest dip: lowest later
+evaluation minus that at step 0 (what was cloned or pretrained, before it learns online), in the score's unit (points
+for success rates); beside it what the dip of a policy that never changes would be on average, were its episodes drawn
+afresh at each evaluation. Probability of improvement: that a run of the one algorithm scores higher than one of the
+other on the same task, mean over tasks, ties counting half."""
 
 
 def section(stored: Stored, summaries: Summaries, figures: str | None) -> str:

@@ -14,7 +14,8 @@ from benchmarks.cells import Result
 from benchmarks.reporting.optional import optional
 from benchmarks.reporting.stored import MIN_SEEDS, Stored
 
-#: Bootstrap replications of each interval: few enough for 200 results in seconds; another draw moves an end by 0.02
+#: Bootstrap replications of each interval: few enough for 200 results in seconds. Another draw moves an end of a
+#: probability's interval by some 0.02
 REPLICATIONS = 2_000
 _BOOTSTRAP_SEED = 0
 
@@ -83,16 +84,17 @@ def summarise(results: Sequence[Result]) -> Summary:
     """
     steps, scores = common_steps([result.curve for result in results])
     finals = np.array([result.curve[-1][1] for result in results])
-    # In one bootstrap, so that the band in the figure ends where the table's interval does
-    estimate = interquartile_estimate([np.column_stack([scores, finals])])
+    curve = interquartile_estimate([scores])
+    # Not drawn anew where it is the same, so that the band in the figure ends where the table's interval does
+    same = np.array_equal(scores[:, -1], finals)
     starts = np.array([result.curve[0][1] for result in results if result.curve[0][0] == 0])
     dips = [dip for result in results if (dip := deepest_dip(result.curve)) is not None]
     return Summary(
         seeds=[result.cell.seed for result in results],
         finals=finals,
-        final=estimate[-1:],
+        final=curve[-1:] if same else interquartile_estimate([finals[:, None]]),
         steps=steps,
-        curve=estimate[:-1],
+        curve=curve,
         starts=starts if len(starts) == len(results) else np.empty(0),
         dips=np.array(dips) if len(dips) == len(results) else np.empty(0),
         areas=np.array([area_under_curve(result.curve) for result in results]),
@@ -167,17 +169,26 @@ def mean_of_means(scores: Scores) -> float:
     return float(np.mean([np.mean(each) if len(each) else np.nan for each in scores]))
 
 
+def repeated(scores: Scores) -> list[np.ndarray]:
+    """
+    :param scores: Of each task, [its runs, ...]
+    :return: The same with each run repeated so often that all have as many: the least common multiple
+    """
+    runs = lcm(*map(len, scores))
+    return [np.repeat(each, runs // len(each), axis=0) for each in scores]
+
+
 def interquartile_mean(scores: Scores) -> np.ndarray:
     """
     Mean of what is left without the lowest and the highest quarter, each rounded down; rliable's ``aggregate_iqm``,
-    for several evaluations at a time and without its overhead, which 2,000 replications would feel. Tasks weigh alike:
-    where they have different numbers of runs, which rliable leaves open, every run counts as often as evens these out.
+    for several evaluations at a time and without its overhead, which 2,000 replications would feel. Tasks weigh alike,
+    also where they have different numbers of runs, which rliable does not foresee: each task's runs are repeated until
+    all have as many, and what is left out is rounded after that.
 
     :param scores: Of each task, [its runs] or [its runs, k]
     :return: Interquartile means over runs and tasks, [] or [k]
     """
-    most = lcm(*map(len, scores))
-    pooled = np.sort(np.concatenate([np.repeat(each, most // len(each), axis=0) for each in scores]), axis=0)
+    pooled = np.sort(np.concatenate(repeated(scores)), axis=0)
     cut = len(pooled) // 4
     return pooled[cut : len(pooled) - cut].mean(axis=0)
 
