@@ -46,7 +46,8 @@ class CriticRipeness:
     :param demonstrated_return: Mean undiscounted return of the demonstrations, if there are any
     :param lowest_return: The lowest of their returns
     :param clone_episodes: Number of episodes in which the critic did not pick, before it was ripe
-    :param clone_return: Their mean return: of all, since it is one and the same clone that plays them
+    :param clone_return: Their mean return: of all, since it is one and the same clone that plays them, and none counted
+        higher than the demonstrations' mean
     :param clone_lowest: The lowest of their returns
     """
 
@@ -114,7 +115,7 @@ class CriticRipeness:
         (self.with_picks if picked else self.without_picks).append(episode_return)
         if not picked:
             self.clone_episodes += 1
-            self.clone_return += (episode_return - self.clone_return) / self.clone_episodes
+            self.clone_return += (self._capped(episode_return) - self.clone_return) / self.clone_episodes
             self.clone_lowest = min(self.clone_lowest, episode_return)
 
     @property
@@ -134,7 +135,8 @@ class CriticRipeness:
         15 % of the demonstrations' mean return, and the latest with the picks, 5 or more, cost no more than that. A
         clone that succeeds now and then can be ahead by a success or two for as long as it is on trial, and until that
         ends its blocks stand still. Returns count from what is worth nothing: the lowest of any episode, demonstrated
-        or the clone's own, or 0 if all are above.
+        or the clone's own, or 0 if all are above; and no higher than the demonstrations' mean: one lucky success that
+        returned three times as much held a trial up for 20,000 steps (docs/experiments-drift.md).
         """
         if (
             len(self.with_picks) < _MIN_EPISODES
@@ -145,4 +147,9 @@ class CriticRipeness:
         nothing = min(0.0, self.lowest_return, self.clone_lowest)
         least = _LITTLE * (self.demonstrated_return - nothing)
         # Picks can return less than "nothing": a robot that falls
-        return self.clone_return - nothing < least and self.clone_return - fmean(self.with_picks) < least
+        cost = self.clone_return - fmean(map(self._capped, self.with_picks))
+        return self.clone_return - nothing < least and cost < least
+
+    def _capped(self, episode_return: float) -> float:
+        # Without demonstrations the cap is NaN, and min() keeps its first argument
+        return min(episode_return, self.demonstrated_return)

@@ -323,7 +323,8 @@ def test_episodes_before_the_trial_count_as_without_picks(cls: type[Any]) -> Non
     model.pretrain(gradient_steps=20)
     model.learn(45)
     assert len(model.ripeness.without_picks) == model.ripeness.clone_episodes == 4 and not model.ripeness.with_picks
-    assert model.ripeness.clone_return == pytest.approx(np.mean(model.ripeness.without_picks))
+    counted = np.minimum(model.ripeness.without_picks, model.ripeness.demonstrated_return)
+    assert model.ripeness.clone_return == pytest.approx(np.mean(counted))
     model.pretrain(gradient_steps=2)  # another clone
     assert model.ripeness.clone_episodes == 0 and not model.ripeness.without_picks
 

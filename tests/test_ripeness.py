@@ -108,16 +108,31 @@ def played(without: list[float], picked: list[float], demonstrated: float, lowes
 
 
 def test_a_clone_far_below_the_demonstrations_has_little_to_lose() -> None:
-    rare = [200.0] + [0.0] * 19  # 10 of 100
+    rare = [100.0] * 2 + [0.0] * 18  # 10 of 100
     assert played(rare, [0.0] * 5, 100.0).little_to_lose
     assert not played(rare, [0.0] * 5, 100.0).picks_pay
     assert not played(rare, [0.0] * 4, 100.0).little_to_lose
     assert not played(rare[:19], [0.0] * 5, 100.0).little_to_lose
-    assert played([280.0] + rare[1:], [0.0] * 5, 100.0).little_to_lose  # 14 of 100
-    assert not played([320.0] + rare[1:], [0.0] * 5, 100.0).little_to_lose  # 16 of 100
+    assert played([80.0, *rare], [0.0] * 5, 100.0).little_to_lose  # 13 of 100
+    assert not played([100.0, 50.0, *rare], [0.0] * 5, 100.0).little_to_lose  # 16 of 100
     # One clone plays them all: its successes count for good, however long ago
-    assert not played([1000.0] + [0.0] * 40, [0.0] * 5, 100.0).little_to_lose
+    assert not played([100.0] * 7 + [0.0] * 33, [0.0] * 5, 100.0).little_to_lose
     assert not played(rare, [0.0] * 5, math.nan).little_to_lose  # of a file from before it was counted
+
+
+def test_no_episode_is_worth_more_than_the_demonstrations() -> None:
+    # On the door one success of 424, where the demonstrations return 124 on average, made up for 27 failures
+    lucky = [424.0] + [-20.0] * 19
+    assert played(lucky, [-20.0] * 5, 124.0, -30.0).little_to_lose
+    assert played(lucky, [-20.0] * 5, 124.0, -30.0).clone_return == pytest.approx((124 - 19 * 20) / 20)
+    assert not played([424.0] * 2 + lucky, [-20.0] * 5, 124.0, -30.0).little_to_lose  # three of 22: 18 %
+    # Nor with the picks: one lucky episode does not hide what the others cost
+    assert played([-50.0] * 20, [-57.0] * 4 + [1000.0], 0.0, -50.0).little_to_lose
+    assert not played([-50.0] * 20, [-72.0] * 4 + [1000.0], 0.0, -50.0).little_to_lose
+    # Where nothing was demonstrated there is no cap
+    ripeness = CriticRipeness()
+    ripeness.add_episode(424.0, False)
+    assert ripeness.clone_return == 424.0
 
 
 def test_picks_that_cost_much_are_not_let_through_though_the_clone_is_worth_little() -> None:
