@@ -135,8 +135,10 @@ class CriticRipeness:
         15 % of the demonstrations' mean return, and the latest with the picks, 5 or more, cost no more than that. A
         clone that succeeds now and then can be ahead by a success or two for as long as it is on trial, and until that
         ends its blocks stand still. Returns count from what is worth nothing: the lowest of any episode, demonstrated
-        or the clone's own, or 0 if all are above; and no higher than the demonstrations' mean: one lucky success that
-        returned three times as much held a trial up for 20,000 steps (docs/experiments-drift.md).
+        or the clone's own, or 0 if all are above; and no higher than the demonstrations' mean, so that the 15 % are
+        about how often the clone does as well as these do on average. (Where most demonstrations fail their mean is
+        low, and a single success, worth three times as much, held a trial up for 20,000 steps:
+        docs/experiments-drift.md. The price: a clone of demonstrations of which less than 15 % succeed is let go.)
         """
         if (
             len(self.with_picks) < _MIN_EPISODES
