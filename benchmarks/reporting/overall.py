@@ -113,11 +113,9 @@ def _entries(pairs: Pairs) -> list[str]:
     sides = [list(side) for side in zip(*pairs.values(), strict=True)]
     finals = [[each.finals for each in side] for side in sides]
     areas = [mean_of_means([each.areas for each in side]) for side in sides]
-    start = mean_of_means([each.starts for each in sides[0]])
-    lowest = [
-        mean_of_means([each.starts for each in side]) + mean_of_means([each.dips for each in side]) - start
-        for side in sides
-    ]
+    starts = [mean_of_means([each.starts for each in side]) for side in sides]
+    dips = [mean_of_means([each.dips for each in side]) for side in sides]
+    lowest = [start + dip - starts[0] for start, dip in zip(starts, dips, strict=True)]
     return [
         ", ".join(pairs),
         ", ".join(spread(map(len, side)) for side in finals),
