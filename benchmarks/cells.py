@@ -53,6 +53,8 @@ class Result:
     :param peak_memory_mb: Largest resident memory of its process
     :param cpu_seconds: Processor time of its process; ``None`` in results from before it was kept
     :param details: Whatever else the suite keeps
+    :param arithmetic: :func:`~benchmarks.arithmetic.arithmetic_digest` where it ran; ``None`` in results from before it
+        was kept
     """
 
     cell: Cell
@@ -63,6 +65,7 @@ class Result:
     peak_memory_mb: float
     cpu_seconds: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    arithmetic: str | None = None
 
     def save(self, folder: Path) -> None:
         """

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from benchmarks.arithmetic import arithmetic_digest
 from benchmarks.cells import Cell, Result
 from benchmarks.suites import SUITES
 from benchmarks.suites.base import Curve
@@ -64,6 +65,7 @@ def run_cell(cell: Cell, steps: int, folder: Path, runner: int) -> None:
         peak_memory_mb=usage.ru_maxrss / 1024,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         details=details,
+        arithmetic=arithmetic_digest(),
     )
     result.save(folder)
 
@@ -106,6 +108,7 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
     waiting = [cell for cell in waiting if not _copied(cell, root, budgets[cell])]
     for suite, task in dict.fromkeys((cell.suite, cell.task) for cell in waiting):
         SUITES[suite].check(task)  # one line now instead of a log for each cell
+        _tell_of_other_arithmetic(suite, task, root)
     running: list[_Running] = []
     failed: list[Path] = []
     total = sum(budgets[cell] for cell in waiting)
@@ -141,6 +144,20 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
                 _await_end(each.process)  # first: whoever takes the lock removes the folder
                 _release(each.lock)
     return failed
+
+
+def _tell_of_other_arithmetic(suite: str, task: str, root: Path) -> None:
+    """Seeds stay comparable as samples, so nothing is refused; but algorithms then start from other clones."""
+    results = [Result.load(path.parent) for path in sorted((root / suite / task).glob("*/result.json"))]
+    stored = {result.arithmetic: result.cell for result in results if result is not None and result.arithmetic}
+    if not stored or stored.keys() == {here := arithmetic_digest()}:
+        return
+    others = ", ".join(f"{cell.algo}-{cell.seed}: {digest}" for digest, cell in stored.items() if digest != here)
+    tqdm.write(
+        f"{suite} {task}: float arithmetic here ({here}) is another than where stored results ran ({others}), so the "
+        f"same seed gives other clones: docs/benchmarks.md#another-processor",
+        file=sys.stderr,
+    )
 
 
 def _is_finished(cell: Cell, root: Path, steps: int) -> bool:

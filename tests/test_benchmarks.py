@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import platform
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 
 pytest.importorskip("rl_zoo3", reason='needs RL Zoo: pip install "sb3-swfp[zoo]"')
 
@@ -24,6 +26,7 @@ from benchmarks import __main__ as command_line  # noqa: E402
 from benchmarks import runner  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.arguments import seed_range  # noqa: E402
+from benchmarks.arithmetic import arithmetic_digest  # noqa: E402
 from benchmarks.cells import Cell, Result  # noqa: E402
 from benchmarks.report import report  # noqa: E402
 from benchmarks.suites import SUITES  # noqa: E402
@@ -45,6 +48,7 @@ def test_runs_resumes_and_reports(
     assert "### Pendulum-v1" in table and "| swfp |" in table and "| sac |" in table and "| tqc |" not in table
     result = Result.load(Cell("scratch", "Pendulum-v1", "sac", 0).folder(tmp_path))
     assert result is not None and [step for step, _ in result.curve] == list(range(22, 221, 22))
+    assert result.arithmetic is not None and f"Float arithmetic: {result.arithmetic}." in table
     assert all(-2000.0 < score < 0.0 for _, score in result.curve) and result.peak_memory_mb > 100.0
 
     monkeypatch.setattr(runner, "_start", refuse)
@@ -111,6 +115,43 @@ def test_the_report_names_results_of_other_code(tmp_path: Path) -> None:
     assert "other code than this checkout's" in text
     assert "- Pendulum-v1: swfp 0\n" in text.partition("other code")[2]
     assert "sac 0" not in text.partition("other code")[2].partition("Versions")[0]
+
+
+def test_results_of_other_float_arithmetic_are_said_and_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[Cell] = []
+    monkeypatch.setattr(runner, "_start", lambda cell, *others: begun.append(cell))
+    wanted = [Cell("scratch", "Pendulum-v1", "sac", 1)]
+    here = arithmetic_digest()
+    for stored, said in ((None, False), (here, False), ("0123456789ab", True)):
+        folder = store(tmp_path / str(stored), "sac", 0, -100.0)
+        result = Result.load(folder)
+        assert result is not None
+        replace(result, arithmetic=stored).save(folder)
+        assert runner.run_cells(wanted, tmp_path / str(stored), jobs=1) == []
+        text = capsys.readouterr().err
+        assert (f"scratch Pendulum-v1: float arithmetic here ({here})" in text) == said
+        assert ("(sac-0: 0123456789ab)" in text) == said
+    assert begun == 3 * wanted
+
+
+def test_float_arithmetic_has_one_digest() -> None:
+    code = "from benchmarks.arithmetic import arithmetic_digest as digest; print(digest())"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=runner.ROOT,
+            env=subprocess_environment() | changed,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for changed in ({}, {"OMP_NUM_THREADS": "2"}, {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default"})
+    ]
+    assert found[0] == found[1] and len(found[0].strip()) == 12
+    if platform.machine() == "x86_64" and th.backends.mkl.is_available():
+        assert found[2] != found[0]
 
 
 def test_a_cell_named_twice_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

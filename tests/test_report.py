@@ -259,6 +259,17 @@ def test_tasks_may_have_run_on_different_machines(toy: Any, tmp_path: Path) -> N
         report("toy", tmp_path)
 
 
+def test_float_arithmetic(toy: Any, tmp_path: Path) -> None:
+    store_all(tmp_path, {"swfp": [0.6, 0.8, 1.0], "rlpd": [0.1, 0.2, 0.3]})
+    assert "arithmetic" not in report("toy", tmp_path)  # results from before it was kept
+    for seed in (0, 1):
+        store(tmp_path, "swfp", seed, 0.5, 0.9, task="pen", arithmetic="0123456789ab")
+    store(tmp_path, "rlpd", 0, 0.5, 0.9, task="pen", arithmetic="ba9876543210")
+    text = report("toy", tmp_path)
+    assert "- 0123456789ab: pen: swfp 0-1\n- ba9876543210: pen: rlpd 0\n" in text
+    assert "\n- not recorded: door: swfp 0-2; rlpd 0-2; pen: swfp 2; rlpd 1-2\n\n### door" in text
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -43,7 +43,7 @@ def section(stored: Stored, summaries: Summaries, figures: str | None) -> str:
     lines += ["```", command(stored), "```", ""]
     if not stored.all:
         return "\n".join([*lines, "No results yet."])
-    lines += [*_completeness(stored), "", _versions(stored), ""]
+    lines += [*_completeness(stored), "", _versions(stored), "", *_arithmetic(stored)]
     for task in stored.tasks:
         lines += [f"### {task}", "", f"{_budgets(stored, task)}{_seed_counts(stored, task)}", ""]
         if figures is not None:
@@ -118,6 +118,22 @@ def _versions(stored: Stored) -> str:
             if text := ", ".join(f"{key} {versions[key]}" for key in keys if key in versions):
                 parts.append(f"{group} with {text}" if group else text)
     return f"Versions: {'; '.join(parts)}."
+
+
+def _arithmetic(stored: Stored) -> list[str]:
+    """Nothing if no result says where it ran; a line each for those that ran alike, if not all did."""
+    kinds: dict[str | None, list[Cell]] = {}
+    for result in stored.all:
+        kinds.setdefault(result.arithmetic, []).append(result.cell)
+    if not any(kinds):
+        return []
+    if len(kinds) == 1:
+        return [f"Float arithmetic: {', '.join(map(str, kinds))}.", ""]
+    lines = ["Float arithmetic, between kinds of which clones of the same seed differ:", ""]
+    for digest in sorted(kinds, key=lambda each: each or "~"):
+        tasks = "; ".join(line.removeprefix("- ") for line in _listed(kinds[digest])[1:])
+        lines.append(f"- {digest or 'not recorded'}: {tasks}")
+    return [*lines, ""]
 
 
 def _budgets(stored: Stored, task: str) -> str:
