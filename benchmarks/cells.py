@@ -53,8 +53,8 @@ class Result:
     :param peak_memory_mb: Largest resident memory of its process
     :param cpu_seconds: Processor time of its process; ``None`` in results from before it was kept
     :param details: Whatever else the suite keeps
-    :param arithmetic: :func:`~benchmarks.arithmetic.arithmetic_digest` where it ran; ``None`` in results from before it
-        was kept
+    :param arithmetic: :func:`~benchmarks.arithmetic.arithmetic_digest` of its process, so the CPU's; ``None`` in
+        results from before it was kept
     """
 
     cell: Cell
@@ -88,6 +88,8 @@ class Result:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             curve = [(int(step), float(score)) for step, score in stored.pop("curve")]
+            if not isinstance(stored.get("arithmetic"), str | None):
+                raise TypeError(f"arithmetic is {stored['arithmetic']!r}")
             return Result(cell=Cell(**stored.pop("cell")), curve=curve, **stored)
         except FileNotFoundError:
             return None

@@ -49,7 +49,8 @@ def run_cell(cell: Cell, steps: int, folder: Path, runner: int) -> None:
     _end_with(runner)
     suite = SUITES[cell.suite]
     started = time.monotonic()
-    found = suite.versions(cell.algo)  # now: the code on disk may change while it runs
+    # Now: the code on disk may change while it runs
+    found, arithmetic = suite.versions(cell.algo), arithmetic_digest()
     settings = suite.settings(cell)
     details = suite.run(cell, settings, steps, folder)
     curve = suite.curve(folder)
@@ -65,7 +66,7 @@ def run_cell(cell: Cell, steps: int, folder: Path, runner: int) -> None:
         peak_memory_mb=usage.ru_maxrss / 1024,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         details=details,
-        arithmetic=arithmetic_digest(),
+        arithmetic=arithmetic,
     )
     result.save(folder)
 
@@ -105,10 +106,10 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
     """
     budgets = {cell: SUITES[cell.suite].tasks[cell.task] if steps is None else steps for cell in cells}
     waiting = [cell for cell in cells if not _is_finished(cell, root, budgets[cell])]
+    _tell_of_other_arithmetic({(cell.suite, cell.task) for cell in waiting}, root)
     waiting = [cell for cell in waiting if not _copied(cell, root, budgets[cell])]
     for suite, task in dict.fromkeys((cell.suite, cell.task) for cell in waiting):
         SUITES[suite].check(task)  # one line now instead of a log for each cell
-        _tell_of_other_arithmetic(suite, task, root)
     running: list[_Running] = []
     failed: list[Path] = []
     total = sum(budgets[cell] for cell in waiting)
@@ -146,18 +147,38 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, steps: int | None = 
     return failed
 
 
-def _tell_of_other_arithmetic(suite: str, task: str, root: Path) -> None:
-    """Seeds stay comparable as samples, so nothing is refused; but algorithms then start from other clones."""
-    results = [Result.load(path.parent) for path in sorted((root / suite / task).glob("*/result.json"))]
-    stored = {result.arithmetic: result.cell for result in results if result is not None and result.arithmetic}
-    if not stored or stored.keys() == {here := arithmetic_digest()}:
-        return
-    others = ", ".join(f"{cell.algo}-{cell.seed}: {digest}" for digest, cell in stored.items() if digest != here)
-    tqdm.write(
-        f"{suite} {task}: float arithmetic here ({here}) is another than where stored results ran ({others}), so the "
-        f"same seed gives other clones: docs/benchmarks.md#another-processor",
-        file=sys.stderr,
-    )
+def _tell_of_other_arithmetic(tasks: set[tuple[str, str]], root: Path) -> None:
+    """Runs elsewhere are samples, too, so nothing is refused; but arms that share a clone here may not across them."""
+    here = None
+    for suite, task in sorted(tasks):
+        digests: dict[str, list[str]] = {}
+        for path in sorted((root / suite / task).glob("*/result.json")):
+            with suppress(ValueError):  # damaged: whoever needs it says so
+                result = Result.load(path.parent)
+                if result is not None and result.arithmetic is not None:
+                    digests.setdefault(result.arithmetic, []).append(path.parent.name)
+        if not digests:
+            continue
+        here = here or _digest_of_a_cell()
+        others = [f"{digest}: {', '.join(names)}" for digest, names in digests.items() if digest != here]
+        if others:
+            tqdm.write(
+                f"{suite} {task}: float arithmetic here ({here}) differs from that of stored results "
+                f"({'; '.join(others)}), so runs of the same seed may differ: docs/benchmarks.md#another-processor",
+                file=sys.stderr,
+            )
+
+
+def _digest_of_a_cell() -> str:
+    """In a process with one thread, as cells have."""
+    code = "from benchmarks.arithmetic import arithmetic_digest as digest; print(digest())"
+    command, env = [sys.executable, "-c", code], _environment()
+    return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | _ONE_THREAD | {"PYTHONPATH": path}
 
 
 def _is_finished(cell: Cell, root: Path, steps: int) -> bool:
@@ -264,13 +285,12 @@ def _start(cell: Cell, root: Path, steps: int) -> _Running | None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "benchmarks", "cell", cell.suite, cell.task, cell.algo, str(cell.seed)]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
             [*command, str(steps), str(folder), str(os.getpid())],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
+            env=_environment(),
             # The terminal's Ctrl-C is for the runner: RL Zoo would take it for a good moment to end and save
             start_new_session=True,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,6 @@ from benchmarks import __main__ as command_line  # noqa: E402
 from benchmarks import runner  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.arguments import seed_range  # noqa: E402
-from benchmarks.arithmetic import arithmetic_digest  # noqa: E402
 from benchmarks.cells import Cell, Result  # noqa: E402
 from benchmarks.report import report  # noqa: E402
 from benchmarks.suites import SUITES  # noqa: E402
@@ -48,7 +46,7 @@ def test_runs_resumes_and_reports(
     assert "### Pendulum-v1" in table and "| swfp |" in table and "| sac |" in table and "| tqc |" not in table
     result = Result.load(Cell("scratch", "Pendulum-v1", "sac", 0).folder(tmp_path))
     assert result is not None and [step for step, _ in result.curve] == list(range(22, 221, 22))
-    assert result.arithmetic is not None and f"Float arithmetic: {result.arithmetic}." in table
+    assert result.arithmetic == runner._digest_of_a_cell() and f"Float arithmetic: {result.arithmetic}." in table
     assert all(-2000.0 < score < 0.0 for _, score in result.curve) and result.peak_memory_mb > 100.0
 
     monkeypatch.setattr(runner, "_start", refuse)
@@ -122,36 +120,48 @@ def test_results_of_other_float_arithmetic_are_said_and_mixed(
 ) -> None:
     begun: list[Cell] = []
     monkeypatch.setattr(runner, "_start", lambda cell, *others: begun.append(cell))
-    wanted = [Cell("scratch", "Pendulum-v1", "sac", 1)]
-    here = arithmetic_digest()
-    for stored, said in ((None, False), (here, False), ("0123456789ab", True)):
-        folder = store(tmp_path / str(stored), "sac", 0, -100.0)
-        result = Result.load(folder)
-        assert result is not None
-        replace(result, arithmetic=stored).save(folder)
-        assert runner.run_cells(wanted, tmp_path / str(stored), jobs=1) == []
-        text = capsys.readouterr().err
-        assert (f"scratch Pendulum-v1: float arithmetic here ({here})" in text) == said
-        assert ("(sac-0: 0123456789ab)" in text) == said
+    wanted = [Cell("scratch", "Pendulum-v1", "sac", 9)]
+    here = runner._digest_of_a_cell()
+
+    def messages(*digests: str | None) -> str:
+        root = tmp_path / str(len(begun))
+        for seed, digest in enumerate(digests):
+            folder = store(root, "sac", seed, -100.0)
+            result = Result.load(folder)
+            assert result is not None
+            replace(result, arithmetic=digest).save(folder)
+        (store(root, "tqc", 0, -100.0) / "result.json").write_text("damaged, but not needed")
+        assert runner.run_cells(wanted, root, jobs=1) == []
+        return capsys.readouterr().err
+
+    assert "arithmetic" not in messages(None, None)
+    assert "arithmetic" not in messages(here, None)
+    said = messages(here, "0123456789ab", None, "0123456789ab", "ba9876543210")
+    assert f"scratch Pendulum-v1: float arithmetic here ({here}) differs" in said
+    assert "(0123456789ab: sac-1, sac-3; ba9876543210: sac-4)" in said
     assert begun == 3 * wanted
 
 
-def test_float_arithmetic_has_one_digest() -> None:
+def digest_with(**changed: str) -> str:
+    """Of a process whose environment has these of the variables that decide, and no others."""
+    decide = ("MKL_", "ATEN_", "OPENBLAS_", "NPY_", "LD_PRELOAD")
+    env = {name: text for name, text in subprocess_environment().items() if not name.startswith(decide)}
     code = "from benchmarks.arithmetic import arithmetic_digest as digest; print(digest())"
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=runner.ROOT,
-            env=subprocess_environment() | changed,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for changed in ({}, {"OMP_NUM_THREADS": "2"}, {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default"})
-    ]
-    assert found[0] == found[1] and len(found[0].strip()) == 12
-    if platform.machine() == "x86_64" and th.backends.mkl.is_available():
-        assert found[2] != found[0]
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=runner.ROOT, env=env | changed, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+@pytest.mark.skipif(
+    th.backends.cpu.get_cpu_capability() == "DEFAULT" or not th.backends.mkl.is_available(),
+    reason="needs an x86 processor with AVX2 and a PyTorch with MKL",
+)
+def test_the_digest_tells_the_libraries_instructions_apart() -> None:
+    usual = digest_with()
+    assert len(usual) == 12 and digest_with() == usual
+    # MKL without vector instructions; NumPy's matrix products as on a processor of 2008
+    assert len({usual, digest_with(MKL_CBWR="COMPATIBLE"), digest_with(OPENBLAS_CORETYPE="Nehalem")}) == 3
 
 
 def test_a_cell_named_twice_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

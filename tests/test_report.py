@@ -266,8 +266,8 @@ def test_float_arithmetic(toy: Any, tmp_path: Path) -> None:
         store(tmp_path, "swfp", seed, 0.5, 0.9, task="pen", arithmetic="0123456789ab")
     store(tmp_path, "rlpd", 0, 0.5, 0.9, task="pen", arithmetic="ba9876543210")
     text = report("toy", tmp_path)
-    assert "- 0123456789ab: pen: swfp 0-1\n- ba9876543210: pen: rlpd 0\n" in text
-    assert "\n- not recorded: door: swfp 0-2; rlpd 0-2; pen: swfp 2; rlpd 1-2\n\n### door" in text
+    assert "- 0123456789ab:\n  - pen: swfp 0-1\n- ba9876543210:\n  - pen: rlpd 0\n- not recorded:\n" in text
+    assert "- not recorded:\n  - door: swfp 0-2; rlpd 0-2\n  - pen: swfp 2; rlpd 1-2\n\n### door" in text
 
 
 @pytest.mark.parametrize(
@@ -279,6 +279,7 @@ def test_float_arithmetic(toy: Any, tmp_path: Path) -> None:
         ),
         ({"config": {"steps": 1_000, "eval_episodes": 50, "gamma": 0.9}}, r"differ in gamma: none in .*; 0.9 in "),
         ({"curve": [(0, 0.5), (100, float("nan"))]}, "swfp-1 has a score that is not a finite number"),
+        ({"arithmetic": 5}, r"swfp-1.result.json is damaged .*arithmetic is 5"),
         ({"curve": [(0, 0.5), (0, 0.5)]}, "swfp-1 has evaluations whose environment steps do not increase"),
         ({"cell": Cell("toy", "door", "rlpd", 1)}, "swfp-1 holds the result of another cell"),
     ],

@@ -128,11 +128,11 @@ def _arithmetic(stored: Stored) -> list[str]:
     if not any(kinds):
         return []
     if len(kinds) == 1:
-        return [f"Float arithmetic: {', '.join(map(str, kinds))}.", ""]
-    lines = ["Float arithmetic, between kinds of which clones of the same seed differ:", ""]
-    for digest in sorted(kinds, key=lambda each: each or "~"):
-        tasks = "; ".join(line.removeprefix("- ") for line in _listed(kinds[digest])[1:])
-        lines.append(f"- {digest or 'not recorded'}: {tasks}")
+        return [f"Float arithmetic: {next(iter(kinds))}.", ""]
+    lines = ["Float arithmetic (where it differs, runs of the same seed may):", ""]
+    for digest in sorted(kinds, key=lambda each: each or "~"):  # hexadecimal, so what was not recorded comes last
+        lines.append(f"- {digest or 'not recorded'}:")
+        lines += [f"  {line}" for line in _listed(kinds[digest]) if line]
     return [*lines, ""]
 
 
