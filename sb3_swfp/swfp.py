@@ -80,7 +80,8 @@ class SWFP(FlowAlgorithm):
         policy already does, or wherever the critic's gradient leads (``docs/algorithm.md``, "Confinement");
         ``"auto"`` is ``True`` once pretrained and ``False`` from scratch
     :param block_training: ``"parallel"`` (all blocks at once on stale particles) or ``"sequential"`` (strict JKO)
-    :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (POT)
+    :param w2: Trust region: ``"paired"`` (an upper bound, cheap), ``"exact"`` or ``"sinkhorn"`` (both by POT;
+        ``"sinkhorn"`` did worse from demonstrations than ``"paired"``, docs/results.md#trust-regions)
     :param policy_delay: Critic updates per block update, as in TD3
     :param critic_warmup: Gradient steps that the critic gets before it may pick among candidates. After pretraining it
         must also prove itself (:class:`~sb3_swfp.ripeness.CriticRipeness`) before it picks in every episode, unless the
