@@ -24,12 +24,19 @@ class Algorithm:
     :param policy: Name of the policy
     :param arguments: Its arguments, as JSON can hold them
     :param pretrain: Arguments of its ``pretrain``; ``None`` where it has none
+    :param matched: Whether a task's matched arguments are added. By default where there are arguments of its own:
+        published settings are the classes' defaults
     """
 
     path: str
     policy: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pretrain: Mapping[str, Any] | None = None
+    matched: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.matched is None:
+            object.__setattr__(self, "matched", bool(self.arguments))
 
     @property
     def module(self) -> str:
@@ -42,7 +49,7 @@ class Algorithm:
         :return: The same algorithm with these
         """
         merged = merge(self.arguments, arguments)
-        return Algorithm(self.path, self.policy, merged, self.pretrain)
+        return Algorithm(self.path, self.policy, merged, self.pretrain, self.matched)
 
 
 def named(path: str) -> Any:
@@ -122,4 +129,10 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         _CLONING,
     ),
     "clone-published": Algorithm("sb3_swfp.baselines.clone_sac.CloneSAC", "MlpPolicy", {}, _CLONING),
+}
+
+#: All whose policy is a clone's flow, or has one beside it, with twice the default's blocks
+TEN_BLOCKS: Mapping[str, Algorithm] = {
+    f"{name}-10-blocks": ALGORITHMS[name].with_arguments(policy_kwargs=dict(n_blocks=10))
+    for name in ("swfp", "ibrl", "dppo")
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.adroit_data import how_to_make
+from benchmarks.algorithms import TEN_BLOCKS
 from benchmarks.suites.base import Suite
 from benchmarks.suites.finetuning import Task, finetuning_suite, main_algorithms
 
@@ -54,6 +55,12 @@ SUITES: Mapping[str, Suite] = {
         main_algorithms(
             "swfp", "rlpd-published", "calql-published", "ibrl-published", "dppo-published", "clone-published"
         ),
+        how_to_make,
+    ),
+    "adroit-blocks": finetuning_suite(
+        "five flow blocks or ten, with the critic's picks, on Adroit hands",
+        TASKS,
+        main_algorithms("swfp", "ibrl", "dppo") | TEN_BLOCKS,
         how_to_make,
     ),
 }

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.algorithms import Algorithm
+from benchmarks.algorithms import TEN_BLOCKS, Algorithm
 from benchmarks.suites.base import Suite
 from benchmarks.suites.finetuning import Task, finetuning_suite, main_algorithms
 
@@ -85,5 +85,10 @@ SUITES: Mapping[str, Suite] = {
         "offline to online on the demo's task, with hindsight goals, matched settings",
         TASKS,
         _with_hindsight(_for_dictionaries(main_algorithms("swfp", "rlpd", "calql", "ibrl", "dppo", "clone"))),
+    ),
+    "fetch-blocks": finetuning_suite(
+        "five flow blocks or ten, with the critic's picks, on the demo's task",
+        TASKS,
+        _for_dictionaries(main_algorithms("swfp", "ibrl", "dppo") | TEN_BLOCKS),
     ),
 }

@@ -109,13 +109,12 @@ def _settings(tasks: Mapping[str, Task], algorithms: Mapping[str, Algorithm], ce
     task, algorithm = tasks[cell.task], algorithms[cell.algo]
     apart = ("steps", "arguments", "of_algorithm", "rewards")
     described = {item.name: getattr(task, item.name) for item in fields(task) if item.name not in apart}
-    # Published settings are the classes' defaults, and DPPO's updates are of another kind: nothing to match
-    matched = bool(algorithm.arguments)
     return described | {
         "algorithm": algorithm.path,
         "policy": algorithm.policy,
         "arguments": merge(
-            merge(algorithm.arguments, task.arguments) if matched else {}, task.of_algorithm.get(cell.algo, {})
+            merge(algorithm.arguments, task.arguments) if algorithm.matched else algorithm.arguments,
+            task.of_algorithm.get(cell.algo.removesuffix("-10-blocks"), {}),
         ),
         "pretrain": None if algorithm.pretrain is None else dict(algorithm.pretrain),
         "reward": list(task.rewards.get(cell.algo, (1.0, 0.0))),
