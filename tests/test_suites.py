@@ -108,6 +108,16 @@ def test_denormals_are_flushed_while_a_run_learns_and_not_after(
     assert seen == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(("suite", "task"), [("adroit-blocks", "door"), ("fetch-blocks", "pick-and-place")])
+@pytest.mark.parametrize("algo", ["swfp", "ibrl", "dppo"])
+def test_ten_blocks_differ_in_their_number_only(suite: str, task: str, algo: str) -> None:
+    five, ten = (SUITES[suite].settings(Cell(suite, task, name, 0)) for name in (algo, f"{algo}-10-blocks"))
+    assert ten["arguments"]["policy_kwargs"].pop("n_blocks") == 10
+    if algo == "dppo":  # whose five-block form has no policy_kwargs at all
+        assert ten["arguments"].pop("policy_kwargs") == {}
+    assert ten == five == SUITES[suite.removesuffix("-blocks")].settings(Cell(suite, task, algo, 0))
+
+
 @pytest.mark.parametrize("algo", ["swfp", "rlpd", "dppo"])
 def test_a_cell_of_each_kind_runs(algo: str, shared_minari: Path, tmp_path: Path) -> None:
     pytest.importorskip("gymnasium_robotics")

@@ -13,7 +13,7 @@ _PACKAGE = "gymnasium_robotics"
 
 #: A door clone's actions lie 0.03 apart: DPPO's published noise of 0.1 takes a clone from 90 to 84 %, this one does
 #: not (docs/experiments.md)
-_QUIET = {"dppo": dict(min_sampling_std=0.05, min_logprob_std=0.05)}
+_QUIET = dict.fromkeys(("dppo", "dppo-10-blocks"), dict(min_sampling_std=0.05, min_logprob_std=0.05))
 
 #: The environments' rewards are 10 and -0.1. RLPD's authors train on 0 and -1, Cal-QL's on 5 and -5 where success ends
 #: the episode; here it does not, and staying there must be worth as little as an end: 0 and -5
@@ -60,7 +60,7 @@ SUITES: Mapping[str, Suite] = {
     "adroit-blocks": finetuning_suite(
         "five flow blocks or ten, with the critic's picks, on Adroit hands",
         TASKS,
-        main_algorithms("swfp", "ibrl", "dppo") | TEN_BLOCKS,
+        {**main_algorithms("swfp", "ibrl", "dppo"), **TEN_BLOCKS},
         how_to_make,
     ),
 }

@@ -59,7 +59,7 @@ TASKS: Mapping[str, Task] = {
             "rlpd": _COOL,
             "clone": _COOL,
             "calql": {**_COOL, **_MILD},
-            "dppo": dict(gamma=0.98, n_steps=2_000, batch_size=200),
+            **dict.fromkeys(("dppo", "dppo-10-blocks"), dict(gamma=0.98, n_steps=2_000, batch_size=200)),
         },
         prepare="benchmarks.suites.fetch.prepare",
     )
@@ -89,6 +89,6 @@ SUITES: Mapping[str, Suite] = {
     "fetch-blocks": finetuning_suite(
         "five flow blocks or ten, with the critic's picks, on the demo's task",
         TASKS,
-        _for_dictionaries(main_algorithms("swfp", "ibrl", "dppo") | TEN_BLOCKS),
+        _for_dictionaries({**main_algorithms("swfp", "ibrl", "dppo"), **TEN_BLOCKS}),
     ),
 }

@@ -114,7 +114,7 @@ def _settings(tasks: Mapping[str, Task], algorithms: Mapping[str, Algorithm], ce
         "policy": algorithm.policy,
         "arguments": merge(
             merge(algorithm.arguments, task.arguments) if algorithm.matched else algorithm.arguments,
-            task.of_algorithm.get(cell.algo.removesuffix("-10-blocks"), {}),
+            task.of_algorithm.get(cell.algo, {}),
         ),
         "pretrain": None if algorithm.pretrain is None else dict(algorithm.pretrain),
         "reward": list(task.rewards.get(cell.algo, (1.0, 0.0))),
