@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
         "gamma": 0.99,
         "n_steps": 10,
         "ent_coef": 0.0,  # the clone brings its own spread, and the trust region keeps it
-        "policy_kwargs": {"n_critics": 5},
+        "policy_kwargs": {"n_blocks": 10, "n_critics": 5},
     },
 }
 

@@ -108,7 +108,9 @@ def test_denormals_are_flushed_while_a_run_learns_and_not_after(
     assert seen == [0.0, 0.0]
 
 
-@pytest.mark.parametrize(("suite", "task"), [("adroit-blocks", "door"), ("fetch-blocks", "pick-and-place")])
+@pytest.mark.parametrize(
+    ("suite", "task"), [("adroit-blocks", "door"), ("adroit-blocks", "pen"), ("fetch-blocks", "pick-and-place")]
+)
 @pytest.mark.parametrize("algo", ["swfp", "ibrl", "dppo"])
 def test_ten_blocks_differ_in_their_number_only(suite: str, task: str, algo: str) -> None:
     five, ten = (SUITES[suite].settings(Cell(suite, task, name, 0)) for name in (algo, f"{algo}-10-blocks"))
