@@ -24,19 +24,15 @@ class Algorithm:
     :param policy: Name of the policy
     :param arguments: Its arguments, as JSON can hold them
     :param pretrain: Arguments of its ``pretrain``; ``None`` where it has none
-    :param matched: Whether a task's matched arguments are added. By default where there are arguments of its own:
-        published settings are the classes' defaults
+    :param matched: Whether a task's matched arguments are added: not to published settings, which are the classes'
+        defaults, nor to DPPO's, whose updates are of another kind
     """
 
     path: str
     policy: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pretrain: Mapping[str, Any] | None = None
-    matched: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.matched is None:
-            object.__setattr__(self, "matched", bool(self.arguments))
+    matched: bool = True
 
     @property
     def module(self) -> str:
@@ -87,7 +83,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "swfp": Algorithm("sb3_swfp.swfp.SWFP", "FlowPolicy", _FLOW, _CLONING),
     "swfp_kl": Algorithm("sb3_swfp.baselines.swfp_kl.SWFPKL", "FlowPolicy", _FLOW, _CLONING),
     "rlpd": Algorithm("sb3_swfp.baselines.rlpd.RLPD", "MlpPolicy", {**_GAUSSIAN, "learning_starts": 1_000}),
-    "rlpd-published": Algorithm("sb3_swfp.baselines.rlpd.RLPD", "MlpPolicy"),
+    "rlpd-published": Algorithm("sb3_swfp.baselines.rlpd.RLPD", "MlpPolicy", matched=False),
     # Its regulariser makes it slow: hence two critics, as published, and four actions of each kind instead of ten. Its
     # actor has no clone to start from, only the offline phase, so it learns at the others' rate in it
     "calql": Algorithm(
@@ -101,7 +97,9 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         },
         dict(gradient_steps=10_000),
     ),
-    "calql-published": Algorithm("sb3_swfp.baselines.calql.CalQL", "MlpPolicy", {}, dict(gradient_steps=20_000)),
+    "calql-published": Algorithm(
+        "sb3_swfp.baselines.calql.CalQL", "MlpPolicy", {}, dict(gradient_steps=20_000), matched=False
+    ),
     "ibrl": Algorithm(
         "sb3_swfp.baselines.ibrl.IBRL",
         "MlpPolicy",
@@ -117,10 +115,10 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         },
         _CLONING,
     ),
-    "ibrl-published": Algorithm("sb3_swfp.baselines.ibrl.IBRL", "MlpPolicy", {}, _CLONING),
+    "ibrl-published": Algorithm("sb3_swfp.baselines.ibrl.IBRL", "MlpPolicy", {}, _CLONING, matched=False),
     # On-policy: its own critic (a value function) and batches, the same clone; a suite's task may set its noise
-    "dppo": Algorithm("sb3_swfp.baselines.dppo.DPPO", "FlowPolicy", {}, _CLONING),
-    "dppo-published": Algorithm("sb3_swfp.baselines.dppo.DPPO", "FlowPolicy", {}, _CLONING),
+    "dppo": Algorithm("sb3_swfp.baselines.dppo.DPPO", "FlowPolicy", {}, _CLONING, matched=False),
+    "dppo-published": Algorithm("sb3_swfp.baselines.dppo.DPPO", "FlowPolicy", {}, _CLONING, matched=False),
     # As the other Gaussian actors here: no entropy in the target, and the critics' mean to follow
     "clone": Algorithm(
         "sb3_swfp.baselines.clone_sac.CloneSAC",
@@ -128,7 +126,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         {**_GAUSSIAN, "backup_entropy": False, "pessimistic_actor": False},
         _CLONING,
     ),
-    "clone-published": Algorithm("sb3_swfp.baselines.clone_sac.CloneSAC", "MlpPolicy", {}, _CLONING),
+    "clone-published": Algorithm("sb3_swfp.baselines.clone_sac.CloneSAC", "MlpPolicy", {}, _CLONING, matched=False),
 }
 
 #: All whose policy is a clone's flow, or has one beside it, with twice the default's blocks
