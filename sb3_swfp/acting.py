@@ -94,6 +94,24 @@ def state_noise(features: np.ndarray, n_particles: int, action_dim: int) -> np.n
     return noise[:, : n_particles * action_dim].reshape(-1, action_dim)
 
 
+def noise_of_states(features: th.Tensor, n_particles: int, action_dim: int) -> th.Tensor:
+    """
+    :func:`state_noise` as a tensor beside the features.
+
+    :param features: State features, ``[B, features_dim]``
+    :param n_particles: Particles ``M`` per state
+    :param action_dim: Dimension ``d`` of the particles
+    :return: Standard normal noise, ``[B * M, d]``
+    :raises RuntimeError: while torch traces the network: the noise would be frozen at that of the traced state
+    """
+    if th.jit.is_tracing():
+        raise RuntimeError(
+            "A flow policy's deterministic actions can't be traced: their noise is a hash of the state, which would be "
+            "frozen. Deploy by load() and predict(): docs/demonstrations.md#deploying"
+        )
+    return th.from_numpy(state_noise(features.detach().cpu().numpy(), n_particles, action_dim)).to(features)
+
+
 def _gumbel(n: int, m: int, device: th.device) -> th.Tensor:
     """Gumbel noise: the best of ``Q / alpha`` plus it is a sample from the softmax."""
     return -th.log(-th.log(th.rand(n, m, device=device).clamp(1e-10, 1.0 - 1e-7)))
@@ -124,7 +142,7 @@ def act(policy: FlowActorCriticPolicy, observation: PyTorchObs, deterministic: b
     cascade, n = policy.actor_average.cascade, len(features)
     m = policy.n_candidates if bool(policy.critic_is_ripe) else 1
     if deterministic:
-        noise = th.from_numpy(state_noise(features.detach().cpu().numpy(), m, cascade.action_dim)).to(features)
+        noise = noise_of_states(features, m, cascade.action_dim)
     elif m == 1 and policy.exploration_noise is not None:
         noise = policy.exploration_noise().to(features)
     else:
@@ -161,9 +179,11 @@ class NumpyActing:
         :param observation: Observations, as SB3's ``obs_to_tensor`` returns them
         :param deterministic: As in :func:`act`
         :return: Scaled actions, ``[B, action_dim]``; ``None`` where only torch will do: a GPU, gradients, other
-            features extractors than a flatten, images, 64-bit networks, many observations
+            features extractors than a flatten, images, 64-bit networks, many observations, tracing
         """
         if not isinstance(observation, th.Tensor) or observation.is_cuda or th.is_grad_enabled():
+            return None
+        if th.jit.is_tracing():
             return None
         n = len(observation)
         if not 0 < n * policy.n_candidates <= NUMPY_MAX_PARTICLES or not self._refresh(policy):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
 import warnings
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,14 +14,18 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
-from sb3_swfp.checks import check_finite, check_terminal_observations
+from sb3_swfp.checks import check_actions, check_finite, check_terminal_observations
 from sb3_swfp.demonstrations import Demonstrations, load_demonstrations
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer
 from sb3_swfp.files import atomic_path
 from sb3_swfp.saving import AtomicSave
+
+#: Arguments of the replay buffer that say which demonstrations it has
+_DEMONSTRATION_ARGUMENTS = ("demonstrations", "n_demonstrations")
 
 SelfDemonstrationAlgorithm = TypeVar("SelfDemonstrationAlgorithm", bound="DemonstrationAlgorithm")
 
@@ -48,6 +54,8 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self.action_dim = int(np.prod(self.action_space.shape))
+        if self.replay_buffer_class is None and "demonstrations" in self.replay_buffer_kwargs:
+            self.replay_buffer_class = DemonstrationReplayBuffer
         with warnings.catch_warnings():
             if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, DemonstrationReplayBuffer):
                 if self.replay_buffer is None:
@@ -73,7 +81,7 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
                 stacklevel=2,
             )
             self._missing_demonstrations = str(error)
-            for name in ("demonstrations", "n_demonstrations"):
+            for name in _DEMONSTRATION_ARGUMENTS:
                 kwargs.pop(name, None)
             return self.replay_buffer_class(*arguments, self.optimize_memory_usage, **kwargs)
 
@@ -127,10 +135,21 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
                     'with replay_buffer_kwargs={"demonstrations": ...}'
                 )
             return buffer.demonstrations
-        data = load_demonstrations(source).for_spaces(self.observation_space, self.action_space)
-        if buffer is not None and buffer.demonstrations is None:
-            buffer.set_demonstrations(data)
-        return data
+        return load_demonstrations(source).for_spaces(self.observation_space, self.action_space)
+
+    def _keep_demonstrations(self, source: Any, data: Demonstrations) -> None:
+        buffer = self.replay_buffer
+        if isinstance(buffer, DemonstrationReplayBuffer) and buffer.demonstrations is None:
+            # A path stays one in the model's file
+            buffer.set_demonstrations(source if isinstance(source, (str, os.PathLike)) else data)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
+        # Before they reach a robot: many environments return finite observations for them, and nothing would be noticed
+        check_actions(buffer_actions, self.num_timesteps)
+        return actions, buffer_actions
 
     def _store_transition(
         self,
@@ -213,6 +232,32 @@ class DemonstrationAlgorithm(AtomicSave, OffPolicyAlgorithm):
         """
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(int(total_timesteps), callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save as SB3 does, but replace an existing file only once the new one is complete. The file has the
+        demonstrations that the replay buffer has now, wherever it got them: an id or a path is read again at ``load``,
+        others are in the file.
+
+        :param path: Path (".zip" is added where there is no suffix) or open file
+        :param exclude: Names of attributes to leave out
+        :param include: Names of attributes to keep in spite of the defaults
+        """
+        buffer = getattr(self, "replay_buffer", None)  # which some delete first, to save memory
+        if isinstance(buffer, DemonstrationReplayBuffer):
+            arguments = buffer.demonstration_arguments
+            if arguments:
+                self._missing_demonstrations = None
+            # Those that are missing here may be there where the file is loaded
+            if self._missing_demonstrations is None:
+                kept = {k: v for k, v in self.replay_buffer_kwargs.items() if k not in _DEMONSTRATION_ARGUMENTS}
+                self.replay_buffer_kwargs = kept | arguments
+        super().save(path, exclude, include)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """

@@ -26,12 +26,25 @@ def check_arguments(**arguments: Any) -> None:
     for name, value in arguments.items():
         if name in _POSITIVE and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-        if name == "critic_warmup" and value < 0:
-            raise ValueError(f"critic_warmup must not be negative, got {value}")
+        if name in ("critic_warmup", "critic_gradient_steps") and value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
         if name in ("gamma", "tau") and not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} must lie in [0, 1], got {value}")
         if name == "noise_correlation" and not 0.0 <= value < 1.0:
             raise ValueError(f"noise_correlation must lie in [0, 1), got {value}")
+
+
+def check_actions(actions: np.ndarray, step: int) -> None:
+    """
+    :param actions: What a policy is about to do, ``[n_envs, ...]``
+    :param step: Environment steps so far, for the message
+    :raises ValueError: if a value is NaN or infinite
+    """
+    if not np.isfinite(actions).all():
+        raise ValueError(
+            f"The policy's action is NaN or infinite at step {step}: training has diverged. Try a smaller learning "
+            "rate, or rewards of a smaller size (VecNormalize)"
+        )
 
 
 def check_finite(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+import warnings
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BaseModel
 
@@ -33,6 +38,8 @@ class CloningAlgorithm(BaseAlgorithm):
     #: What ``pretrain`` was given, or ``None`` -> demonstrations that fit the spaces. Only declared, since the
     #: algorithm's own base class, which comes later in the order of resolution, may have it
     _demonstrations_for_pretraining: Callable[[Any], Demonstrations]
+    #: What ``pretrain`` was given, and what came of it -> kept for ``learn``, once they are cloned; likewise
+    _keep_demonstrations: Callable[[Any, Demonstrations], None]
     _cloning_loss: CloningLoss = staticmethod(flow_cloning_loss)
 
     def pretrain(
@@ -79,8 +86,28 @@ class CloningAlgorithm(BaseAlgorithm):
             self._cloning_loss,
         )
         self.is_pretrained = True
+        self._keep_demonstrations(demonstrations, data)
         self._after_cloning(data)
         return result
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        As SB3's: networks and optimisers, and nothing else of a file. That they are a clone's is not among them, so
+        ``learn()`` would treat them as if they had been trained from scratch: a warning says so. ``load`` has it all.
+
+        :param load_path_or_dict: File, or its parameters
+        :param exact_match: Whether all parameters must be there, and no more
+        :param device: Device to load to
+        """
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if not self.is_pretrained and not isinstance(load_path_or_dict, dict) and _is_clones(load_path_or_dict):
+            warnings.warn(
+                "set_parameters() takes a clone's networks, but not that they are a clone's: learn() will begin as "
+                f"from scratch. To fine-tune it: {type(self).__name__}.load({str(load_path_or_dict)!r}, env=env)",
+                stacklevel=2,
+            )
 
     def _network_to_clone(self) -> BaseModel:
         """The network that is trained on demonstrations, in place."""
@@ -92,3 +119,16 @@ class CloningAlgorithm(BaseAlgorithm):
 
         :param data: The demonstrations
         """
+
+
+def _is_clones(path: Any) -> bool:
+    """Whether a saved model's plain data say so: nothing is unpickled for it."""
+    if not isinstance(path, (str, pathlib.Path)):
+        return False
+    path = pathlib.Path(path)
+    with zipfile.ZipFile(path if path.exists() else f"{path}.zip") as archive:  # as SB3 looks for it
+        return (
+            bool(json.loads(archive.read("data")).get("is_pretrained", False))
+            if "data" in archive.namelist()
+            else False
+        )

@@ -155,13 +155,13 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         :param patience: Stop after so many gradient steps without a better validation loss
         :param progress_bar: Show a progress bar
         :param tb_log_name: Name of the TensorBoard run; by default the class's name and ``_pretrain``
-        :param critic_gradient_steps: Gradient steps of the critics on the demonstrations afterwards
+        :param critic_gradient_steps: Gradient steps of the critics on the demonstrations afterwards, 0 for none
         :return: Losses and the step whose weights were kept
         :raises ValueError: if there are no demonstrations, or they don't fit the environment
         """
-        data = self._demonstrations_for_pretraining(demonstrations)
+        check_arguments(critic_gradient_steps=critic_gradient_steps)
         result = super().pretrain(
-            data,
+            demonstrations,
             gradient_steps,
             batch_size,
             learning_rate,
@@ -171,6 +171,7 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
             tb_log_name,
         )
         if critic_gradient_steps > 0:
+            data = self._demonstrations_for_pretraining(demonstrations)
             pretrain_critic(self, data, critic_gradient_steps, batch_size, progress_bar)
         return result
 
@@ -181,11 +182,15 @@ class FlowAlgorithm(CloningAlgorithm, DemonstrationAlgorithm):
         for copy in (self.actor_reference, self.actor_average):
             copy.load_state_dict(self.actor.state_dict())
         self._set_demonstration_share(self.replay_buffer)
+        # What a critic learned of another policy says little of this one: its picks are to be tried again
+        self.policy.critic_is_ripe.fill_(False)
+        self._trial = CriticTrial(self.n_envs)
         self.ripeness.begin(data.returns())
         self.clone_spread = particle_spread(self, data)
         scale = return_scale(data, self._vec_normalize_env, self.gamma)
-        for critic in (self.critic, self.critic_target):
-            critic.scale.fill_(scale)
+        if self.ripeness.updates == 0:  # another scale would multiply values that have been learned
+            for critic in (self.critic, self.critic_target):
+                critic.scale.fill_(scale)
         if self.ent_coef == "auto":
             self.log_ent_coef.data.fill_(float(np.log(_INITIAL_TEMPERATURE * scale)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
@@ -190,6 +191,8 @@ class FlowActorCriticPolicy(BasePolicy):
             squash_output=True,
             normalize_images=normalize_images,
         )
+        if not isinstance(n_candidates, (int, np.integer)):
+            raise ValueError(f"n_candidates must be a whole number, got {n_candidates!r}")
         if n_candidates < 1:
             raise ValueError(f"n_candidates must be at least 1, got {n_candidates}")
         self.net_arch = [256, 256] if net_arch is None else net_arch
@@ -199,6 +202,8 @@ class FlowActorCriticPolicy(BasePolicy):
         self.actor_kwargs: dict[str, Any] = shared | dict(
             n_blocks=n_blocks, block_net_arch=block_net_arch, euler_steps=euler_steps
         )
+        if not isinstance(self.net_arch, list) and (not isinstance(self.net_arch, dict) or "qf" not in self.net_arch):
+            raise ValueError(f'net_arch must be a list of widths, or a dictionary with the key "qf", not {net_arch!r}')
         critic_arch = self.net_arch if isinstance(self.net_arch, list) else self.net_arch["qf"]
         self.critic_kwargs: dict[str, Any] = shared | dict(
             net_arch=critic_arch,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from sb3_swfp.flow_algorithm import FlowAlgorithm
 
 Observations = th.Tensor | dict[str, th.Tensor]
+Batch = tuple[Observations, th.Tensor]
 #: Actor, observations, scaled actions ``[B, d]``, source of noise -> scalar
 CloningLoss = Callable[[Any, Observations, th.Tensor, th.Generator | None], th.Tensor]
 
@@ -107,6 +110,7 @@ class BehaviourCloning:
         loss: CloningLoss = flow_cloning_loss,
     ):
         self.actor, self.loss = actor, loss
+        _forget_graph(actor)
         self.average = copy.deepcopy(actor).requires_grad_(False)
         self.average.set_training_mode(False)  # validated as it will act: no dropout, running batch-norm statistics
         self.average_decay = average_decay
@@ -138,7 +142,7 @@ class BehaviourCloning:
         return loss.detach()
 
     @th.no_grad()
-    def validate(self, batches: Callable[[], list[tuple[Observations, th.Tensor]]]) -> float:
+    def validate(self, batches: Callable[[], list[Batch]]) -> float:
         """
         Loss of the averaged weights, with the same noise and times at every call; remembers the best.
 
@@ -155,6 +159,13 @@ class BehaviourCloning:
             self.best_loss, self.best_step = loss, self.steps
             self.best_weights = copy.deepcopy(self.average.state_dict())
         return loss
+
+
+def _forget_graph(actor: BaseModel) -> None:
+    """SB3's Gaussian actor keeps its last distribution, with the graph behind it, which can't be copied."""
+    last = getattr(actor, "action_dist", None)
+    if last is not None:
+        vars(last).update(dict.fromkeys(vars(last).keys() & {"distribution", "gaussian_actions"}))
 
 
 def start_logging(model: BaseAlgorithm, tb_log_name: str) -> None:
@@ -197,6 +208,7 @@ def clone_demonstrations(
     :param tb_log_name: Name of the TensorBoard run
     :param loss: What is minimised
     :return: Losses and the step whose weights were kept
+    :raises ValueError: if the loss is not finite; the actor is as it was before, as after Ctrl-C
     """
     start_logging(model, tb_log_name)
     train, validation = demonstrations.split(validation_fraction, model.seed or 0)
@@ -204,6 +216,50 @@ def clone_demonstrations(
     assert data is not None
     model.policy.set_training_mode(True)
     cloning = BehaviourCloning(actor, learning_rate, loss=loss)
+    with _restored_on_failure(model, actor, cloning.best_weights):
+        train_loss = _clone(model, cloning, data, held_out, gradient_steps, batch_size, patience, progress_bar)
+        if held_out is None:
+            cloning.best_weights, cloning.best_step = cloning.average.state_dict(), cloning.steps
+        loss_kept = train_loss if held_out is None else cloning.best_loss
+        # A training loss is that before the step, the weights those after it
+        if not math.isfinite(loss_kept) or not _finite(cloning.best_weights):
+            raise ValueError(
+                f"Cloning diverged (loss {train_loss} after {cloning.steps} steps). Try a smaller learning_rate than "
+                f"{learning_rate}, and see that no action's low equals its high"
+            )
+    actor.load_state_dict(cloning.best_weights)
+    model.policy.set_training_mode(False)
+    validation_loss = float("nan") if held_out is None else cloning.best_loss
+    return PretrainResult(cloning.steps, cloning.best_step, validation_loss, train_loss)
+
+
+def _finite(weights: dict[str, Any]) -> bool:
+    return all(bool(value.isfinite().all()) for value in weights.values() if isinstance(value, th.Tensor))
+
+
+@contextmanager
+def _restored_on_failure(model: BaseAlgorithm, actor: BaseModel, weights: dict[str, Any]) -> Iterator[None]:
+    """Half a clone is none: whoever ends cloning early has the network as it was."""
+    try:
+        yield
+    except BaseException:
+        actor.load_state_dict(weights)
+        actor.set_training_mode(False)
+        model.policy.set_training_mode(False)
+        raise
+
+
+def _clone(
+    model: BaseAlgorithm,
+    cloning: BehaviourCloning,
+    data: Batch,
+    held_out: Batch | None,
+    gradient_steps: int,
+    batch_size: int,
+    patience: int,
+    progress_bar: bool,
+) -> float:
+    """The gradient steps; the last one's loss."""
     steps = tqdm(range(1, gradient_steps + 1), desc="Cloning", unit="step", disable=not progress_bar)
     for step in steps:
         rows = th.randint(len(data[1]), (batch_size,), device=model.device)
@@ -218,15 +274,10 @@ def clone_demonstrations(
             if held_out is not None and step - cloning.best_step >= patience:
                 break
     steps.close()
-    if held_out is None:
-        cloning.best_weights, cloning.best_step = cloning.average.state_dict(), cloning.steps
-    actor.load_state_dict(cloning.best_weights)
-    model.policy.set_training_mode(False)
-    validation_loss = float("nan") if held_out is None else cloning.best_loss
-    return PretrainResult(cloning.steps, cloning.best_step, validation_loss, train_loss.item())
+    return train_loss.item()
 
 
-def _to_tensors(model: BaseAlgorithm, demonstrations: Demonstrations | None) -> tuple[Observations, th.Tensor] | None:
+def _to_tensors(model: BaseAlgorithm, demonstrations: Demonstrations | None) -> Batch | None:
     """Observations, normalised as the environment's are, and scaled actions."""
     if demonstrations is None:
         return None
@@ -248,7 +299,7 @@ def _rows(observations: Observations, rows: th.Tensor | slice) -> Observations:
     return observations[rows]
 
 
-def _batches(data: tuple[Observations, th.Tensor], size: int = 1024) -> list[tuple[Observations, th.Tensor]]:
+def _batches(data: Batch, size: int = 1024) -> list[Batch]:
     starts = range(0, len(data[1]), size)
     return [(_rows(data[0], slice(i, i + size)), data[1][i : i + size]) for i in starts]
 

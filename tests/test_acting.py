@@ -212,3 +212,18 @@ def test_state_noise_is_standard_normal_and_a_function_of_the_state() -> None:
     assert not np.allclose(state_noise(features[:1], 8, 3), by_state[0].reshape(8, 3))
     zero = np.zeros((1, 1), np.float32)
     np.testing.assert_array_equal(state_noise(zero, 2, 2), state_noise(-zero, 2, 2))
+
+
+@pytest.mark.parametrize("ripe", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_tracing_is_refused(ripe: bool, grad: bool) -> None:
+    """A trace would keep the noise of the state it was traced with, whatever state it then sees."""
+    policy = make_policy(ripe=ripe)
+
+    class Exported(th.nn.Module):
+        def forward(self, observation: th.Tensor) -> th.Tensor:
+            return policy(observation, deterministic=True)
+
+    with th.set_grad_enabled(grad), pytest.raises(RuntimeError, match="can't be traced"):
+        th.jit.trace(Exported(), th.zeros(1, 5))

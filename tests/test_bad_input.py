@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny import Mirror, mirror_demonstrations, same, tiny_model, weights, with_demonstrations
 
-from sb3_swfp import Demonstrations, load_demonstrations
+from sb3_swfp import SWFP, DemonstrationReplayBuffer, Demonstrations, baselines, load_demonstrations
 
 
 def with_action_space(space: spaces.Space) -> Mirror:
@@ -51,6 +52,9 @@ def test_unbounded_action_spaces(low: float, high: float) -> None:
         ({"target_update_interval": 0}, "target_update_interval must be at least 1"),
         ({"critic_warmup": -1}, "critic_warmup must not be negative"),
         ({"target_candidates": 0}, "target_candidates must be at least 1"),
+        ({"policy_kwargs": {"n_candidates": 2.5}}, "n_candidates must be a whole number, got 2.5"),
+        ({"policy_kwargs": {"net_arch": {"pi": [32]}}}, 'net_arch must be .* the key "qf"'),
+        ({"policy_kwargs": {"net_arch": 64}}, "net_arch must be a list of widths.* not 64"),
         ({"target_candidates": "all"}, "must be a whole number or \"auto\", got 'all'"),
         ({"gamma": 1.5}, r"gamma must lie in \[0, 1\], got 1.5"),
         ({"gamma": float("nan")}, "gamma"),
@@ -135,6 +139,87 @@ def test_demonstrations_of_another_environment(where: str, env: Any, demonstrati
             tiny_model(env, **with_demonstrations(data))
         else:
             tiny_model(env).pretrain(data)
+
+
+@pytest.mark.parametrize("success", [float("nan"), "no", 2])
+def test_success_that_is_neither_true_nor_false(success: Any) -> None:
+    episodes = [replace(episode, success=success) for episode in mirror_demonstrations(1)]
+    with pytest.raises(ValueError, match="episode 0: success must be True, False or None"):
+        Demonstrations(episodes)
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "message"),
+    [
+        (spaces.Box(0, 100, (2,), np.int64), 0.5, "are float64, the environment's are int64"),
+        (spaces.Box(-np.inf, np.inf, (2,)), 1e39, "are up to 1e.39, too large for float32"),
+    ],
+)
+def test_observations_that_the_spaces_numbers_cannot_hold(space: spaces.Box, value: float, message: str) -> None:
+    episodes = [replace(one, observations=np.full((len(one) + 1, 2), value)) for one in mirror_demonstrations(1)]
+    with pytest.raises(ValueError, match=message):
+        Demonstrations(episodes).for_spaces(space, Mirror().action_space)
+
+
+def test_cloning_that_diverges_leaves_the_policy_as_it_was() -> None:
+    model = tiny_model(Mirror())
+    before = weights(model.policy)
+    with pytest.raises(ValueError, match="Cloning diverged .*smaller learning_rate than 1000000"):
+        model.pretrain(mirror_demonstrations(4), gradient_steps=20, learning_rate=1e6)
+    assert same(weights(model.policy), before) and not model.is_pretrained and not model.policy.training
+
+
+@pytest.mark.parametrize("cls", [SWFP, baselines.DPPO])
+def test_weights_that_the_last_step_ruined_are_no_clone(cls: type[Any]) -> None:
+    arguments: dict[str, Any] = {"n_steps": 16, "batch_size": 16} if cls is baselines.DPPO else {}
+    model = cls("FlowPolicy", Mirror(), **arguments)
+    with pytest.raises(ValueError, match="Cloning diverged"):
+        model.pretrain(mirror_demonstrations(4), 1, learning_rate=np.inf, validation_fraction=0.0)
+    assert not model.is_pretrained and all(value.isfinite().all() for value in model.policy.parameters())
+
+
+def test_demonstrations_that_could_not_be_cloned_are_not_kept() -> None:
+    model = tiny_model(Mirror(), **with_demonstrations(None))
+    with pytest.raises(ValueError, match="Cloning diverged"):
+        model.pretrain(mirror_demonstrations(4), gradient_steps=20, learning_rate=1e6)
+    assert isinstance(model.replay_buffer, DemonstrationReplayBuffer) and model.replay_buffer.demonstrations is None
+
+
+@pytest.mark.parametrize("success", [True, np.True_, 1.0, np.array(True), np.array([True]), th.tensor(True)])
+def test_success_as_environments_tell_it(success: Any) -> None:
+    episodes = [replace(episode, success=success) for episode in mirror_demonstrations(1)]
+    assert Demonstrations(episodes)[0].success is True
+
+
+def test_cloning_that_is_interrupted_leaves_the_policy_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sb3_swfp.pretraining.BehaviourCloning.validate", interrupt)
+    model = tiny_model(Mirror())
+    before = weights(model.policy)
+    with pytest.raises(KeyboardInterrupt):
+        model.pretrain(mirror_demonstrations(4), gradient_steps=20)
+    assert same(weights(model.policy), before) and not model.is_pretrained
+
+
+@pytest.mark.parametrize("cls", [SWFP, baselines.IBRL, baselines.DPPO])
+def test_a_policy_that_diverged_is_noticed_before_it_acts(cls: type[Any]) -> None:
+    """Many environments return finite observations for an action that is not."""
+    demonstrations = mirror_demonstrations(4)
+    if cls is baselines.DPPO:
+        model = cls("FlowPolicy", Mirror(), n_steps=16, batch_size=16, demonstrations=demonstrations)
+    else:
+        policy = "FlowPolicy" if cls is SWFP else "MlpPolicy"
+        model = cls(policy, Mirror(), learning_starts=5, **with_demonstrations(demonstrations))
+    model.pretrain(gradient_steps=5)
+    with th.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.fill_(np.nan)
+    with contextlib.suppress(AttributeError):
+        model.policy.can_judge.fill_(True)  # IBRL's clone would act alone
+    with pytest.raises(ValueError, match="policy's action is NaN or infinite"):
+        model.learn(40)
 
 
 @pytest.mark.parametrize("name", ["observations", "actions", "rewards"])

@@ -347,7 +347,7 @@ def test_for_spaces_clips_with_one_warning() -> None:
         (OBSERVATION_SPACE, spaces.Discrete(2), r"continuous action space"),
         (OBSERVATION_SPACE, spaces.Box(-np.inf, np.inf, (2,)), r"finite action bounds"),
         (DICT_SPACE, ACTION_SPACE, r"\(3,\).* dictionary with keys \['image', 'vector'\]"),
-        (spaces.Box(0, 255, (3,), np.uint8), ACTION_SPACE, r"float64, the environment's images are uint8"),
+        (spaces.Box(0, 255, (3,), np.uint8), ACTION_SPACE, r"float64, the environment's are uint8"),
     ],
 )
 def test_for_spaces_mismatch(observation_space: spaces.Space, action_space: spaces.Space, message: str) -> None:

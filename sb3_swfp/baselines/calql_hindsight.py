@@ -187,6 +187,7 @@ class HindsightCalQL(CalQL):
             raise ValueError("hindsight needs the environment's rewards: load(..., env=env)")
         check_arguments(gradient_steps=gradient_steps, batch_size=batch_size)
         data = self._demonstrations_for_pretraining(demonstrations)
+        self._keep_demonstrations(demonstrations, data)
         fit_normaliser(self._vec_normalize_env, data, self.gamma)
         self._scale_critics()
         start_logging(self, tb_log_name or f"{type(self).__name__}_pretrain")

@@ -30,7 +30,7 @@ from sb3_swfp.baselines.chains import (
 )
 from sb3_swfp.baselines.dppo_policy import FlowValuePolicy, ValueNetwork
 from sb3_swfp.bounds import bound_action
-from sb3_swfp.checks import check_arguments, check_finite, check_terminal_observations
+from sb3_swfp.checks import check_actions, check_arguments, check_finite, check_terminal_observations
 from sb3_swfp.cloning import CloningAlgorithm
 from sb3_swfp.demonstrations import Demonstrations, load_demonstrations
 from sb3_swfp.policies import FlowActor
@@ -269,6 +269,9 @@ class DPPO(CloningAlgorithm, AtomicSave, OnPolicyAlgorithm):
             self._demonstrations = self._fitting(self.demonstrations, self.n_demonstrations)
         return self._demonstrations
 
+    def _keep_demonstrations(self, source: Any, data: Demonstrations) -> None:
+        """It learns from roll-outs alone."""
+
     def _network_to_clone(self) -> FlowActor:
         return self.actor
 
@@ -318,6 +321,7 @@ class DPPO(CloningAlgorithm, AtomicSave, OnPolicyAlgorithm):
 
     def _env_actions(self, chains: th.Tensor) -> np.ndarray:
         scaled = bound_action(chains[:, -1]).cpu().numpy().reshape(-1, *self.action_space.shape)
+        check_actions(scaled, self.num_timesteps)
         return self.policy.unscale_action(scaled)
 
     def _check_data(self, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:

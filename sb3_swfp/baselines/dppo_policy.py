@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_swfp.acting import state_noise
+from sb3_swfp.acting import noise_of_states
 from sb3_swfp.baselines.chains import sample_chains, transition_log_probs, transition_means
 from sb3_swfp.bounds import bound_action
 from sb3_swfp.policies import FlowActor, default_features_extractor
@@ -147,7 +147,7 @@ class FlowValuePolicy(BasePolicy):
         if not deterministic:
             return bound_action(self.sample_chains(observation)[:, -1])
         features, cascade = self.actor.features(observation), self.actor.cascade
-        noise = th.from_numpy(state_noise(features.detach().cpu().numpy(), 1, cascade.action_dim)).to(features)
+        noise = noise_of_states(features, 1, cascade.action_dim)
         return bound_action(cascade.integrate(features, noise).particles[-1])
 
     def sample_chains(self, observation: PyTorchObs) -> th.Tensor:

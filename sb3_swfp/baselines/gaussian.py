@@ -264,6 +264,8 @@ class GaussianAlgorithm(DemonstrationAlgorithm):
 
     def _scale_critics(self) -> None:
         scale = self.critic_scale
+        if self._n_updates > 0:
+            return  # another one would multiply values that have been learned
         if scale == "auto":
             buffer = self.replay_buffer
             if not isinstance(buffer, DemonstrationReplayBuffer) or buffer.demonstrations is None:

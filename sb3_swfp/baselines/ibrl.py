@@ -15,9 +15,10 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_swfp.acting import state_noise
+from sb3_swfp.acting import noise_of_states
 from sb3_swfp.baselines.gaussian import Batch, GaussianAlgorithm, GaussianPolicy
 from sb3_swfp.bounds import bound_action
+from sb3_swfp.checks import check_actions
 from sb3_swfp.cloning import CloningAlgorithm
 from sb3_swfp.demonstrations import Demonstrations
 from sb3_swfp.demonstrations.buffers import DemonstrationReplayBuffer, Samples
@@ -164,8 +165,7 @@ class IBRLPolicy(GaussianPolicy):
         """
         features = self.clone.features(observations)
         if deterministic:
-            noise = state_noise(features.detach().cpu().numpy(), 1, self.clone.cascade.action_dim)
-            start = th.from_numpy(noise).to(features)
+            start = noise_of_states(features, 1, self.clone.cascade.action_dim)
         else:
             start = self.clone.noise(len(features))
         return bound_action(self.clone.cascade.integrate(features, start).particles[-1])
@@ -279,6 +279,7 @@ class IBRL(CloningAlgorithm, GaussianAlgorithm):
     def _after_cloning(self, data: Demonstrations) -> None:
         self.policy.clone.requires_grad_(False).set_training_mode(False)
         self.policy.is_cloned.fill_(True)
+        self.policy.can_judge.fill_(False)  # the critics know nothing of this clone yet
         self._scale_critics()
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -308,6 +309,7 @@ class IBRL(CloningAlgorithm, GaussianAlgorithm):
                 noisy = th.as_tensor(proposed, dtype=th.float32, device=self.device)
                 chosen = self.policy.choose(observations, noisy, cloned)
         scaled = chosen.cpu().numpy().reshape(-1, *self.action_space.shape)
+        check_actions(scaled, self.num_timesteps)
         return self.policy.unscale_action(scaled), scaled
 
     def _next_values(self, observations: PyTorchObs, ent_coef: float) -> th.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -130,6 +131,7 @@ class DemonstrationReplayBuffer(ReplayBuffer):
         if issubclass(self._part_class, (NStepReplayBuffer, NStepDictReplayBuffer)):
             self._part_kwargs = {**self._part_kwargs, "n_steps": n_steps, "gamma": gamma}
         self._demonstrations: Demonstrations | None = None
+        self._demonstration_arguments: dict[str, Any] = {}
         self._expert: ReplayBuffer | None = None
         self.last_demonstration_share = 0.0
         self._online = self._make_part(
@@ -216,6 +218,16 @@ class DemonstrationReplayBuffer(ReplayBuffer):
         """The demonstrations, fitted to the spaces (actions unscaled), or ``None``."""
         return self._demonstrations
 
+    @property
+    def demonstration_arguments(self) -> dict[str, Any]:
+        """
+        Arguments of a buffer with the same demonstrations: their id or path if they were given so (and
+        ``n_demonstrations`` with it), otherwise themselves; empty if there are none.
+        """
+        # A buffer pickled by older code does not know where they came from
+        known: dict[str, Any] = vars(self).get("_demonstration_arguments", {})
+        return dict(known) if known or self._demonstrations is None else {"demonstrations": self._demonstrations}
+
     def set_demonstrations(self, source: Any, n_demonstrations: int | None = None) -> None:
         """
         Replace the demonstrations; online data stays.
@@ -225,7 +237,7 @@ class DemonstrationReplayBuffer(ReplayBuffer):
         :raises ValueError: if they do not fit the spaces
         """
         if source is None:
-            self._demonstrations, self._expert = None, None
+            self._demonstrations, self._demonstration_arguments, self._expert = None, {}, None
             return
         fitted = load_demonstrations(source, n_demonstrations).for_spaces(self.observation_space, self.action_space)
         expert = self._make_part(
@@ -241,6 +253,11 @@ class DemonstrationReplayBuffer(ReplayBuffer):
         )
         _fill(expert, fitted, self.handle_timeout_termination)
         self._demonstrations, self._expert = fitted, expert
+        if not isinstance(source, (str, os.PathLike)):
+            self._demonstration_arguments = {"demonstrations": fitted}
+        else:  # a path as text: a pickled PosixPath can't be read on Windows
+            many = {} if n_demonstrations is None else {"n_demonstrations": n_demonstrations}
+            self._demonstration_arguments = {"demonstrations": os.fspath(source), **many}
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         """Store one online transition of each environment, with the arguments of the online part's class."""

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -308,7 +308,7 @@ def _checked_episode(episode: Episode, where: str) -> Episode:
         rewards=np.asarray(episode.rewards),
         terminations=np.asarray(episode.terminations),
         truncations=np.asarray(episode.truncations),
-        success=None if episode.success is None else bool(episode.success),
+        success=_checked_success(episode.success, where),
     )
     if checked.actions.ndim != 2 or len(checked.actions) < 1:
         raise ValueError(f"{where}: actions must have shape [T >= 1, action_dim], not {checked.actions.shape}")
@@ -329,6 +329,15 @@ def _checked_episode(episode: Episode, where: str) -> Episode:
             f"{where} ends at step {early[0]} but has {n_steps} steps; cut the data there: an Episode holds one episode"
         )
     return checked
+
+
+def _checked_success(success: Any, where: str) -> bool | None:
+    if success is None:
+        return None
+    value = np.asarray(success)  # an environment's info may have an array of one
+    if value.size != 1 or value.dtype.kind not in "biuf" or value.item() not in (0, 1):
+        raise ValueError(f"{where}: success must be True, False or None, not {success!r}")
+    return bool(value.item())
 
 
 def _check_array(array: np.ndarray, name: str, length: int, where: str, reason: str) -> None:
@@ -384,6 +393,10 @@ def _fit_array(array: np.ndarray, space: spaces.Space, name: str) -> np.ndarray:
     elif given != shape:
         raise ValueError(f"{name} of the demonstrations have shape {given}, the environment's {shape}")
     dtype = np.dtype(space.dtype)
-    if dtype == np.uint8 and array.dtype != np.uint8 and not np.array_equal(array, array.astype(np.uint8)):
-        raise ValueError(f"{name} of the demonstrations are {array.dtype}, the environment's images are uint8")
-    return np.ascontiguousarray(array, dtype=dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        fitted = np.ascontiguousarray(array, dtype=dtype)
+    if dtype.kind in "iu" and not np.array_equal(array, fitted):
+        raise ValueError(f"{name} of the demonstrations are {array.dtype}, the environment's are {dtype}")
+    if dtype.kind == "f" and not np.isfinite(fitted).all():
+        raise ValueError(f"{name} of the demonstrations are up to {np.abs(array).max():g}, too large for {dtype}")
+    return fitted
