@@ -5,6 +5,7 @@ Benchmarks of SWFP beside other algorithms.
     python -m benchmarks run --suite scratch --seeds 0-2 --jobs 2
     python -m benchmarks report
     python -m benchmarks demonstrations ../hand_dapg
+    python -m benchmarks same ../older-checkout
 
 Each cell (task, algorithm, seed) runs in its own process with one thread. What has a result is not run again, so a
 stopped run goes on where it was; python -m benchmarks.speed measures speed and memory.
@@ -21,6 +22,7 @@ from benchmarks.arguments import positive, seed_range
 from benchmarks.cells import Cell, Result
 from benchmarks.report import report
 from benchmarks.runner import run_cell, run_cells
+from benchmarks.same import Differs, left_out, make_same, stored_cells
 from benchmarks.suites import SUITES
 
 #: Result files in it are kept under version control; logs and models beside them are not (.gitignore)
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
         _report(names or list(SUITES), parsed.out, parsed.page)
     elif parsed.command == "demonstrations":
         _make_demonstrations(parsed.checkout)
+    elif parsed.command == "same":
+        _make_same(parsed)
     else:
         _run(parsed)
 
@@ -87,6 +91,22 @@ def _make_demonstrations(checkout: Path) -> None:
         raise SystemExit(str(error)) from error
 
 
+def _make_same(parsed: argparse.Namespace) -> None:
+    cells = [cell for cell in stored_cells(parsed.out) if parsed.suites is None or cell.suite in parsed.suites]
+    if parsed.algos is not None:
+        named = _choose("algorithm", parsed.algos, tuple(dict.fromkeys(a for s in SUITES.values() for a in s.algos)))
+        cells = [cell for cell in cells if cell.algo in named]
+    if not cells:
+        raise SystemExit("None of these stored results are of another code than this checkout's")
+    if others := left_out(parsed.out, cells):
+        print(f"Of the same code, and taken along without being run: {', '.join(others)}", file=sys.stderr)
+    try:
+        for line in make_same(parsed.checkout, cells, parsed.steps):
+            print(line)
+    except (OSError, ValueError, Differs) as error:
+        raise SystemExit(str(error)) from error
+
+
 def _choose(what: str, named: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
     chosen = known if named is None else tuple(named.split(","))
     for name in chosen:
@@ -98,7 +118,7 @@ def _choose(what: str, named: str | None, known: tuple[str, ...]) -> tuple[str, 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{list,run,report,demonstrations}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{list,run,report,demonstrations,same}")
     commands.add_parser("list", help="the suites, their tasks and algorithms")
     run = commands.add_parser("run", help="run what has no result yet, then report")
     tables = commands.add_parser("report", help="tables and figures from stored results")
@@ -114,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--steps", type=positive, help="environment steps of every cell, to try things out")
     made = commands.add_parser("demonstrations", help="make the Adroit data sets in Minari's store")
     made.add_argument("checkout", type=Path, help="folder of a checkout of github.com/aravindr93/hand_dapg")
+    same = commands.add_parser("same", help="whether another checkout does the same, so that its results still count")
+    same.add_argument("checkout", type=Path, help="folder of the other checkout")
+    same.add_argument("--suites", nargs="+", choices=tuple(SUITES), help="cells of these (default: all with results)")
+    same.add_argument("--algos", help="of these algorithms, separated by commas (default: all)")
+    same.add_argument("--steps", type=positive, default=10_000, help="steps of each cell (default: %(default)s)")
+    same.add_argument("--out", type=Path, default=RESULTS, help="folder of all results (default: %(default)s)")
     cell = commands.add_parser("cell")
     for name in ("suite", "task", "algo"):
         cell.add_argument(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from benchmarks.digest import code_digest
 from sb3_swfp.files import atomic_path
 
+#: Which codes were found to do the same as a later one; under version control, as the results are
+LEDGER = Path(__file__).resolve().parent / "results" / "same-code.json"
 #: What a result depends on beside the algorithm's own code
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable-baselines3")
 
@@ -46,7 +49,7 @@ class Result:
     What a cell leaves behind, in ``result.json``.
 
     :param cell: The cell
-    :param versions: What it ran with (:func:`versions`)
+    :param versions: What it ran with (:func:`versions`); as it is loaded, its code is the latest that does the same
     :param config: Settings of the run, whatever the suite calls them
     :param curve: Environment steps and score of each evaluation
     :param seconds: Wall-clock time
@@ -90,11 +93,43 @@ class Result:
             curve = [(int(step), float(score)) for step, score in stored.pop("curve")]
             if not isinstance(stored.get("arithmetic"), str | None):
                 raise TypeError(f"arithmetic is {stored['arithmetic']!r}")
-            return Result(cell=Cell(**stored.pop("cell")), curve=curve, **stored)
+            result = Result(cell=Cell(**stored.pop("cell")), curve=curve, **stored)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): remove {folder} and run it again") from error
+        if "code" in result.versions:
+            result.versions["code"] = latest_code(result.versions["code"])
+        return result
+
+
+@cache
+def latest_code(code: str) -> str:
+    """
+    :param code: Digest of the code that a result was made by
+    :return: That of the latest code that was found to do the same (:mod:`benchmarks.same`, which makes no circles)
+    :raises ValueError: if the file that says so is damaged
+    """
+    same = read_ledger()
+    while code in same:
+        code = same[code]["same_as"]
+    return code
+
+
+def read_ledger() -> dict[str, dict[str, Any]]:
+    """
+    :return: Each code that was found to do the same as another one: which, when, and what was compared
+    :raises ValueError: if the file is damaged
+    """
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(LEDGER.read_text(encoding="utf-8"))
+        if any(not isinstance(entry["same_as"], str) for entry in found.values()):
+            raise TypeError("same_as is no code")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{LEDGER} is damaged ({error!r}): get it back from version control") from error
+    return found
 
 
 def versions(module: str, modules: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> dict[str, str]:

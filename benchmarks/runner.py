@@ -20,7 +20,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from benchmarks.arithmetic import arithmetic_digest
-from benchmarks.cells import Cell, Result
+from benchmarks.cells import Cell, Result, latest_code
 from benchmarks.suites import SUITES
 from benchmarks.suites.base import Curve
 
@@ -172,12 +172,16 @@ def _tell_of_other_arithmetic(tasks: set[tuple[str, str]], root: Path) -> None:
 def _digest_of_a_cell() -> str:
     """In a process with one thread, as cells have."""
     code = "from benchmarks.arithmetic import arithmetic_digest as digest; print(digest())"
-    command, env = [sys.executable, "-c", code], _environment()
+    command, env = [sys.executable, "-c", code], environment()
     return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+def environment(checkout: Path = ROOT) -> dict[str, str]:
+    """
+    :param checkout: Folder of a checkout
+    :return: Environment variables of a process with one thread that uses it
+    """
+    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
     return os.environ | _ONE_THREAD | {"PYTHONPATH": path}
 
 
@@ -198,6 +202,8 @@ def _is_finished(cell: Cell, root: Path, steps: int) -> bool:
 def _changed(result: Result, cell: Cell, steps: int) -> list[str]:
     """Names of the versions and settings in which a result differs from what a run of the cell would have now."""
     current, wanted = SUITES[cell.suite].versions(cell.algo), _wanted(cell, steps)
+    if "code" in current:
+        current["code"] = latest_code(current["code"])  # as a loaded result's is
     changed = [name for name in current if result.versions.get(name) != current[name]]
     # Also what the settings no longer have
     names, absent = {**wanted, **result.config}, object()
@@ -227,7 +233,10 @@ def _copied(cell: Cell, root: Path, steps: int) -> bool:
             folder, name = cell.folder(root), str(source.relative_to(root))
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(source, folder, ignore=shutil.ignore_patterns("result.json"))
-            replace(result, cell=cell, details=result.details | {"copied_from": name}).save(folder)
+            # With the code that it was run by, not a later one that does the same
+            versions = json.loads((source / "result.json").read_text(encoding="utf-8"))["versions"]
+            details = result.details | {"copied_from": name}
+            replace(result, cell=cell, versions=versions, details=details).save(folder)
         finally:
             _release(lock)
         tqdm.write(f"{folder.relative_to(root)} is the run that {name} has: copied", file=sys.stderr)
@@ -290,7 +299,7 @@ def _start(cell: Cell, root: Path, steps: int) -> _Running | None:
             [*command, str(steps), str(folder), str(os.getpid())],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environment(),
+            env=environment(),
             # The terminal's Ctrl-C is for the runner: RL Zoo would take it for a good moment to end and save
             start_new_session=True,
         )
