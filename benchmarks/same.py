@@ -196,5 +196,5 @@ def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, th.Tensor) and isinstance(second, th.Tensor):
         if first.shape != second.shape or first.dtype != second.dtype:
             return False
-        return first.numpy().tobytes() == second.numpy().tobytes()
+        return first.detach().numpy().tobytes() == second.detach().numpy().tobytes()
     return type(first) is type(second) and repr(first) == repr(second)

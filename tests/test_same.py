@@ -92,6 +92,7 @@ def test_networks_and_missing_values_are_compared() -> None:
     assert same._equal(leaves[".policy.a"], th.tensor([1.0, nan]))
     assert not same._equal(leaves[".policy.a"], th.tensor([nan, 1.0]))
     assert not same._equal(leaves[".policy.a"], th.tensor([1.0, 0.0]))
+    assert same._equal(th.ones(1, requires_grad=True), th.ones(1, requires_grad=True))  # a learned temperature
     assert same._equal(th.tensor(True), th.tensor(True)) and not same._equal(th.tensor(1), th.tensor(1.0))
     assert not same._equal(3, th.tensor(3)) and not same._equal(th.zeros(2), th.zeros(3))
 
