@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import date
 from functools import cache
@@ -26,14 +26,12 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.cells import LEDGER, Cell, Result, latest_code, read_ledger
-from benchmarks.runner import environment
+from benchmarks.runner import ROOT, environment
 from benchmarks.suites import SUITES
 from sb3_swfp.files import atomic_path
 
-ROOT = Path(__file__).resolve().parents[1]
 #: Of a run that is only compared: enough for each part to run
-_SHORT: Mapping[str, Any] = {"eval_episodes": 5}
-_CLONING_STEPS = 1_000
+_EVAL_EPISODES, _CLONING_STEPS = 5, 1_000
 
 #: Run in either checkout: its code, then what is left behind
 _RUN = """
@@ -93,10 +91,8 @@ def _note(old: str, new: str, what: list[str]) -> None:
     ledger = read_ledger()
     if latest_code(old) != latest_code(new):
         ledger[latest_code(old)] = {"same_as": new, "date": date.today().isoformat(), "compared": what}
-    else:
-        entry = next((entry for code, entry in ledger.items() if code == old), None)
-        if entry is not None:
-            entry["compared"] = list(dict.fromkeys(entry["compared"] + what))
+    elif old in ledger:
+        ledger[old]["compared"] = list(dict.fromkeys(ledger[old]["compared"] + what))
     with atomic_path(LEDGER) as temporary:
         temporary.write_text(json.dumps(ledger, indent=1) + "\n", encoding="utf-8")
     latest_code.cache_clear()
@@ -126,8 +122,7 @@ def stored_cells(root: Path) -> list[Cell]:
         cell = result.cell
         if cell.suite not in SUITES or "copied_from" in result.details or not _is_known(cell):
             continue
-        code = _code_now(cell.suite, cell.algo)
-        if code is not None and result.versions.get("code") != latest_code(code):
+        if result.versions.get("code") != _code_now(cell.suite, cell.algo):
             found.setdefault((cell.suite, cell.algo), cell)
     return list(found.values())
 
@@ -139,15 +134,14 @@ def _is_known(cell: Cell) -> bool:
 
 @cache
 def _code_now(suite: str, algo: str) -> str | None:
-    return SUITES[suite].versions(algo).get("code")
+    return SUITES[suite].latest_code(algo)
 
 
 def _compare(cell: Cell, other: Path, folder: Path, steps: int) -> tuple[str, str]:
     """Codes of the other checkout and of this one, of a cell that both run alike."""
     settings = SUITES[cell.suite].settings(cell)
-    settings = settings | {name: value for name, value in _SHORT.items() if name in settings}
     if "eval_freq" in settings:
-        settings["eval_freq"] = steps
+        settings |= {"eval_freq": steps, "eval_episodes": _EVAL_EPISODES}
     if settings.get("pretrain") is not None:
         settings["pretrain"] = settings["pretrain"] | {"gradient_steps": _CLONING_STEPS}
     left = []

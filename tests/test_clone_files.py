@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 import pytest
-from tiny import Mirror, mirror_demonstrations, tiny_model, with_demonstrations
+from tiny import Mirror, mirror_demonstrations, same, tiny_model, weights, with_demonstrations
 
 from sb3_swfp import SWFP, DemonstrationReplayBuffer, Demonstrations, baselines
 
@@ -88,4 +88,8 @@ def test_cloning_after_learning() -> None:
     """SB3's Gaussian actor keeps a graph of its last actions, of which no copy can be made."""
     model = baselines.CloneSAC("MlpPolicy", Mirror(), learning_starts=10, batch_size=16)
     model.learn(30)
-    model.pretrain(mirror_demonstrations(4), gradient_steps=5)
+    before = weights(model.actor)
+    result = model.pretrain(mirror_demonstrations(4), gradient_steps=5)
+    assert result.gradient_steps == 5 and model.is_pretrained and not same(weights(model.actor), before)
+    model.learn(20, reset_num_timesteps=False)
+    assert model.num_timesteps == 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import groupby
 
-from benchmarks.cells import Cell, latest_code
+from benchmarks.cells import Cell
 from benchmarks.reporting.aggregate import compare
 from benchmarks.reporting.curves import figure_name
 from benchmarks.reporting.statistics import REPLICATIONS, Summaries
@@ -79,8 +79,7 @@ def _completeness(stored: Stored) -> list[str]:
         lines += ["Missing:", *_listed(missing)]
         if begun := [cell for cell in missing if cell in stored.begun]:
             lines += ["", "Of these, begun without a result (see their log.txt):", *_listed(begun)]
-    codes = {algo: stored.suite.versions(algo).get("code") for algo in stored.algos()}
-    current = {algo: None if code is None else latest_code(code) for algo, code in codes.items()}
+    current = {algo: stored.suite.latest_code(algo) for algo in stored.algos()}
     if old := [result.cell for result in stored.all if result.versions.get("code") != current[result.cell.algo]]:
         lines += [
             "",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Cell, versions
+from benchmarks.cells import Cell, latest_code, versions
 from sb3_swfp.files import atomic_path
 
 #: Steps and score of each evaluation
@@ -81,3 +81,11 @@ class Suite:
         :return: What its results depend on, as it is now
         """
         return versions(self.module(algo), self.modules, self.packages)
+
+    def latest_code(self, algo: str) -> str | None:
+        """
+        :param algo: Name of an algorithm
+        :return: What a loaded result has as its code if that does the same as the code now; ``None`` if none counts
+        """
+        code = self.versions(algo).get("code")
+        return None if code is None else latest_code(code)
