@@ -38,6 +38,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
         columns={},
         module=lambda algo: f"toy.{algo}",
         versions=lambda algo: VERSIONS,
+        latest_code=lambda algo: VERSIONS["code"],
     )
     monkeypatch.setitem(SUITES, "toy", suite)
     return suite
